@@ -1,0 +1,1 @@
+"""Holdfast: the daemon, the root runner and the command line."""

@@ -1,0 +1,1 @@
+"""One file per action a runbook step may use, discovered by `agent.plugin`."""

@@ -1,0 +1,1 @@
+"""Shipped facts with their sources."""

@@ -1,0 +1,1 @@
+"""One file per inference engine, discovered by `agent.plugin`."""

@@ -1,0 +1,395 @@
+"""The contracts of the plug-ins, and their discovery: one file, one typed value, no wiring.
+
+Every plug-in file ends with one value: CHECK, RULE, ENGINE, ACTION or RECEIVER. Its file is its id with
+everything but letters and digits as `_`. `discover` reads a folder; nothing is registered by hand.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, TypeAlias, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from agent.errors import InternalError
+from agent.host import Host
+from agent.model import (
+    Alert,
+    Canary,
+    Delivery,
+    Finding,
+    Json,
+    Judgement,
+    Moment,
+    Observation,
+    Observed,
+    Results,
+    Risk,
+    Sample,
+)
+
+
+class Parameters(BaseModel):
+    """The base of every plug-in's own settings: unknown keys are mistakes, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class NoParameters(Parameters):
+    """A plug-in that has nothing to set."""
+
+
+# --- engines -------------------------------------------------------------------------------------------------
+
+
+class EngineSettings(Parameters):
+    """What every `[[engine]]` table may say; a kind adds its own keys."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    """The engine's name in commands and pages."""
+    kind: str
+    """The kind of engine: one file in agent/engines/."""
+    url: str
+    """Where it listens: scheme, host, port, without a path."""
+    unit: str | None = Field(default=None, pattern=r"^[A-Za-z0-9:_.\\@-]+\.service$")
+    """The systemd unit it lives in; without one it is watched and never restarted."""
+    gpu: bool | None = None
+    """Whether it needs the GPU. Unset: yes when this host has any trace of an NVIDIA driver."""
+    api_key_file: str | None = None
+    """A file that holds the API key, readable by group holdfast."""
+    load_timeout_s: float = Field(default=600.0, gt=0)
+    """How long a start may take before loading counts as a fault, seconds."""
+    stop_grace_s: float = Field(default=3.0, ge=0, le=600)
+    """How long a stop may take before SIGKILL, seconds. A wedged server never stops by itself."""
+    idle_canary_s: float | None = Field(default=None, gt=0)
+    """Ask for one token this often while idle, seconds. Unset: only on suspicion and to prove a repair."""
+
+    @field_validator("url")
+    @classmethod
+    def _plain_url(cls, value: str) -> str:
+        if not re.fullmatch(r"https?://(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+)(:\d{1,5})?/?", value):
+            raise ValueError("must be http://HOST:PORT or https://HOST:PORT, without a path")
+        return value.rstrip("/")
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """One known log line: which failure it means, and whether a restart can cure it.
+
+    pattern: a regular expression with at most one group; only the pattern's own words and that group are kept,
+        so it must not be able to match a prompt.
+    cause: kebab-case name of the failure ("cuda-no-kernel-image").
+    curable: whether a restart can help.
+    source: where the line is known from.
+    """
+
+    cause: str
+    pattern: str
+    curable: bool
+    meaning: str
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """One kind of inference engine.
+
+    fingerprint: whether the server at this base URL is of this kind; returns settings for `init`, or None.
+    sample: one passive look. It never loads, wakes or pins a model and never raises for what the engine does.
+    canary: asks for one token, disturbing nobody; `Canary.refused` when it must not be sent.
+    inference_threads: which threads of the main process do the inference: "main" (TID = PID) or "all".
+    signatures: file of log signatures in `agent/data/`, "" when there is none.
+    """
+
+    kind: str
+    settings: type[EngineSettings]
+    fingerprint: Callable[[Host, str], Mapping[str, Json] | None]
+    sample: Callable[[Host, Any], Sample]
+    canary: Callable[[Host, Any, float], Canary]
+    signatures: str = ""
+    inference_threads: Literal["main", "all"] = "main"
+    default_port: int = 0
+
+    @property
+    def id(self) -> str:
+        """The kind."""
+        return self.kind
+
+
+# --- checks --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a check is run against: the host, or one engine with its settings.
+
+    every_s: the cadence the check runs at here, so that it can notice that its own tick was late.
+    """
+
+    subject: str
+    params: Any
+    every_s: float
+    engine: Engine | None = None
+    settings: Any = None
+
+    @property
+    def unit(self) -> str | None:
+        """The engine's systemd unit, None for the host or a remote engine."""
+        return self.settings.unit if self.settings is not None else None
+
+
+Scope: TypeAlias = Literal["host", "engine"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One check: `observe` alone reads the machine, `judge` is pure.
+
+    scope: "host" runs once, "engine" once for every configured engine.
+    every_s: cadence in seconds; 0 means only when asked for.
+    on_suspicion_s: a shorter cadence while the last result was not OK, 0 for none.
+    applies: False makes the check appear nowhere for this target.
+    needs_before: judged by comparing two observations, so without a `before` the frame observes twice,
+        `apart_s` seconds apart.
+    as_root: `observe` runs in the root inspector.
+    """
+
+    id: str
+    scope: Scope
+    every_s: float
+    timeout_s: float
+    observe: Callable[[Host, Target, Observed | None], Iterable[Observation]]
+    judge: Callable[[Observed, Observed | None, Any], Judgement]
+    params: type[Parameters] = NoParameters
+    applies: Callable[[Target], bool] = lambda target: True
+    on_suspicion_s: float = 0.0
+    needs_before: bool = False
+    apart_s: float = 5.0
+    as_root: bool = False
+
+
+# --- rules ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Confirm:
+    """How much evidence turns a suspicion into an open incident.
+
+    samples: how many diagnoses must agree, `apart_s` seconds apart at least; `for_s`: how long it must last;
+    `clear_s`: how long it must be gone before it is resolved.
+    """
+
+    samples: int = 1
+    apart_s: float = 0.0
+    for_s: float = 0.0
+    clear_s: float = 0.0
+
+
+EVENT = Confirm()
+"""An event is believed at once."""
+STILLNESS = Confirm(samples=2, apart_s=5.0)
+"""Stillness needs two samples at least five seconds apart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """One cause: a pure function from the latest results to findings with this rule's id.
+
+    reads: checks it rests on. explainers: checks made due and awaited before its finding opens.
+    manual: no runbook; a person acts.
+    """
+
+    id: str
+    reads: tuple[str, ...]
+    confirm: Confirm
+    diagnose: Callable[[Results, Moment], Iterable[Finding]]
+    explainers: tuple[str, ...] = ()
+    manual: bool = False
+    title: str = ""
+
+
+# --- actions -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Run a program. `accept` are the exit statuses that count as success; `keep` whether its output is kept."""
+
+    argv: tuple[str, ...]
+    timeout_s: float
+    user: str | None = None
+    cwd: str | None = None
+    accept: tuple[int, ...] = (0,)
+    keep: bool = False
+    progress: Callable[[str], float | None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WriteFile:
+    """Replace a file atomically."""
+
+    path: str
+    content: str
+    mode: int = 0o644
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Something that can be waited for: `test` reads the host, `words` say it, `by_hand` is how a person looks."""
+
+    words: str
+    test: Callable[[Host], bool]
+    by_hand: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Wait until a condition holds. On timeout run `on_timeout`; None means that the step fails, with `why`."""
+
+    until: Condition
+    timeout_s: float
+    on_timeout: PlanStep | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Read the machine and keep the (redacted, JSON) answer in the transcript; never changes anything."""
+
+    words: str
+    read: Callable[[Host], Json]
+    by_hand: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Noop:
+    """Nothing to do, for this reason."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """This must not be done now. `incurable`: waiting will not help."""
+
+    reason: str
+    code: str = "refused"
+    not_before_s: float | None = None
+
+
+PlanStep: TypeAlias = Command | WriteFile | Wait | Read | Noop | Refuse
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything an action will do, complete before its first step; `before` (JSON) is what undo needs."""
+
+    steps: tuple[PlanStep, ...]
+    before: Mapping[str, Json] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Action:
+    """One action a runbook step may use: it takes names, never commands.
+
+    plan: computed from fresh facts when the step runs. undo: planned from `before`, None when nothing needs it.
+    """
+
+    id: str
+    params: type[Parameters]
+    risk: Risk
+    plan: Callable[[Host, Target, Any], Plan]
+    undo: Callable[[Host, Target, Any, Mapping[str, Json]], Plan] | None = None
+
+
+# --- receivers -----------------------------------------------------------------------------------------------
+
+
+class ReceiverSettings(Parameters):
+    """What every `[[receiver]]` table may say; a kind adds its own keys."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    """The receiver's name."""
+    kind: str
+    """The kind of receiver: one file in agent/pager/receivers/."""
+    url: str | None = None
+    """Overrides the receiver's address (EU region, a proxy, a test)."""
+    minimum: Literal["info", "warning", "critical"] = "info"
+    """The least urgency that is sent here."""
+    fallback: bool = False
+    """Used only when every other receiver has failed for `fallback_after_s`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receiver:
+    """One kind of receiver. `send` makes one attempt and never raises for what the network does."""
+
+    kind: str
+    settings: type[ReceiverSettings]
+    send: Callable[[Host, Any, Alert], Delivery]
+
+    @property
+    def id(self) -> str:
+        """The kind."""
+        return self.kind
+
+
+# --- discovery -----------------------------------------------------------------------------------------------
+
+Plugin = TypeVar("Plugin", Check, Rule, Engine, Action, Receiver)
+
+
+def file_name(identifier: str) -> str:
+    """The module name that a plug-in with this id must have."""
+    return re.sub(r"[^A-Za-z0-9]", "_", identifier)
+
+
+def _discover(package: str, attribute: str, kind: type[Plugin]) -> dict[str, Plugin]:
+    found: dict[str, Plugin] = {}
+    folder = importlib.import_module(package)
+    for entry in sorted(pkgutil.iter_modules(folder.__path__), key=lambda module: module.name):
+        if entry.name.startswith("_"):
+            continue
+        module = importlib.import_module(f"{package}.{entry.name}")
+        plugin = getattr(module, attribute, None)
+        if not isinstance(plugin, kind):
+            raise InternalError(f"{module.__name__} does not end with {attribute} = {kind.__name__}(…)")
+        if file_name(plugin.id) != entry.name:
+            raise InternalError(f"{module.__name__} must be called {file_name(plugin.id)}.py after its id {plugin.id}")
+        found[plugin.id] = plugin
+    return found
+
+
+@lru_cache(maxsize=None)
+def checks() -> Mapping[str, Check]:
+    """Every check by id. The folder `checks` is found by name, so that `agent` never imports it."""
+    return _discover("checks", "CHECK", Check)
+
+
+@lru_cache(maxsize=None)
+def rules() -> Mapping[str, Rule]:
+    """Every rule by id."""
+    return _discover("agent.rules", "RULE", Rule)
+
+
+@lru_cache(maxsize=None)
+def engines() -> Mapping[str, Engine]:
+    """Every kind of engine."""
+    return _discover("agent.engines", "ENGINE", Engine)
+
+
+@lru_cache(maxsize=None)
+def actions() -> Mapping[str, Action]:
+    """Every action by id."""
+    return _discover("agent.actions", "ACTION", Action)
+
+
+@lru_cache(maxsize=None)
+def receivers() -> Mapping[str, Receiver]:
+    """Every kind of receiver."""
+    return _discover("agent.pager.receivers", "RECEIVER", Receiver)

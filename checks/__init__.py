@@ -1,0 +1,1 @@
+"""One file per check, discovered by `agent.plugin`."""
