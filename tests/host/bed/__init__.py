@@ -1,0 +1,27 @@
+"""A disposable Linux host for tests: real systemd, apt, dpkg and journald, faked only where a GPU would be.
+
+    bed = ensure()
+    with bed.boot("trixie", writable=True) as host:
+        host.install_deb(Path("holdfast.deb"))
+        unit = llama_unit(host)
+        with freeze_thread(host, unit.pid):
+            ...
+        host.power_cut()
+        host.boot_again()
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# The engine builder serves the engine tier too, so it lives there.
+_ENGINE = str(Path(__file__).resolve().parents[2] / "engine")
+if _ENGINE not in sys.path:
+    sys.path.insert(0, _ENGINE)
+
+from .bed import Bed, ensure  # noqa: E402 (needs the path above)
+from .errors import BedError, UnavailableError  # noqa: E402
+from .host import BootedHost, wait_for  # noqa: E402
+
+__all__ = ["Bed", "BedError", "BootedHost", "UnavailableError", "ensure", "wait_for"]

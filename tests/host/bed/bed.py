@@ -1,0 +1,51 @@
+"""The bed: everything a test needs to boot hosts, made ready once per run and cached between runs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from . import engine, prerequisites, rootfs
+from .host import BootedHost, booted
+
+LLAMA = "/opt/llama"
+LLAMA_OLDER = "/opt/llama-older"
+MODELS = "/opt/models"
+
+
+class Bed:
+    """Boots disposable hosts. Get one from ``ensure()``."""
+
+    @contextlib.contextmanager
+    def boot(
+        self, suite: str = "bookworm", *, writable: bool = False, name: str = "host", llama: bool = True,
+        older: bool = False, packages: Sequence[str] = (), binds: Mapping[Path, str] | None = None,
+    ) -> Iterator[BootedHost]:
+        """Boot a host and remove it afterwards.
+
+        ``writable`` keeps what the host writes over power cuts and boots; without it every write is in memory.
+        ``llama`` shows llama-server at /opt/llama and models at /opt/models, both read-only; ``older`` the older
+        release at /opt/llama-older. ``packages`` are distribution packages beyond the base, fetched once.
+        ``binds`` maps further local folders to places in the host, read-only.
+        """  # fmt: skip
+        tree = rootfs.rootfs(suite, packages)
+        shown = dict(binds or {})
+        if llama:
+            shown[engine.llama_server()] = LLAMA
+            shown[engine.models()] = MODELS
+        if older:
+            shown[engine.llama_server(older=True)] = LLAMA_OLDER
+        with booted(suite, tree, name=name, writable=writable, binds=shown) as host:
+            yield host
+
+
+def ensure(*suites: str) -> Bed:
+    """Make this machine ready and return the bed. Raises UnavailableError with the reason when it cannot be.
+
+    Suites named here are built now; others when they are first booted.
+    """
+    prerequisites.ensure_commands()
+    for suite in suites:
+        rootfs.rootfs(suite)
+    return Bed()

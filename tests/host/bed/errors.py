@@ -1,0 +1,15 @@
+"""The bed's errors, so that a test can tell "cannot be tested here" from "the bed is broken".
+
+BedError
+    UnavailableError    this machine cannot provide it (not root, no archive answers): skip, with the reason
+"""
+
+from __future__ import annotations
+
+
+class BedError(Exception):
+    """The bed did not do what it was asked; the message says what and shows the output."""
+
+
+class UnavailableError(BedError):
+    """Something the bed needs is not to be had on this machine; the message is the reason a skip shows."""
