@@ -268,7 +268,12 @@ class Phase(_Word):
 
 @dataclass(frozen=True, slots=True)
 class Incident:
-    """One cause on one subject, from the first suspicion to the proof that it is over."""
+    """One cause on one subject, from the first suspicion to the proof that it is over.
+
+    urgency: how loudly it is told now. ceiling: how loudly when nothing can be, or was, done about it.
+    tried: what was done, in order. left: what remains to be done. command: what a person types next.
+    not_before: Unix seconds before which no run is asked for, because the runner said so.
+    """
 
     id: str
     key: str
@@ -281,9 +286,11 @@ class Incident:
     since: float
     opened_at: Moment | None
     changed_at: Moment
+    ceiling: Urgency = Urgency.CRITICAL
     seen: int = 1
     last_seen_at: Moment | None = None
     gone_since: Moment | None = None
+    not_before: float | None = None
     signature: str = ""
     acknowledged_by: str = ""
     paused: bool = False

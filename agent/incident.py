@@ -1,0 +1,249 @@
+"""The life of an incident, as a pure state machine: findings in, changed incidents and transitions out.
+
+    pending → open → acting → verifying → resolved
+                 ↘ escalated ↗
+
+A finding opens an incident only once its rule's `Confirm` holds and every check that could explain it was asked
+again. While a run is in flight on a subject, nothing about that subject opens or resolves: it is looked at again
+when the run ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from agent.model import Finding, Incident, Moment, Outcome, Phase, Run, Status, Transition, Urgency
+from agent.plugin import Confirm
+
+Key = tuple[str, str]
+NewId = Callable[[], str]
+
+_RANK = {Urgency.INFO: 0, Urgency.WARNING: 1, Urgency.CRITICAL: 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """What an advance needs to know beside the findings.
+
+    confirm: how much evidence each finding needs. held: subjects with a run in flight. explained: keys whose
+    explaining checks have answered since the suspicion. curable: keys that an allowed run may cure. paused: a
+    person has paused Holdfast. prefix: start of the dedup key ("holdfast/1a2b3c4d").
+    """
+
+    confirm: Mapping[str, Confirm]
+    held: frozenset[str]
+    explained: frozenset[Key]
+    curable: frozenset[Key]
+    paused: bool
+    prefix: str
+    new_id: NewId
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """What changed. awaiting: confirmed suspicions whose explaining checks must answer before they open."""
+
+    incidents: tuple[Incident, ...]
+    transitions: tuple[Transition, ...]
+    awaiting: tuple[Finding, ...]
+
+
+def advance(
+    incidents: Mapping[Key, Incident], findings: Iterable[Finding], now: Moment, world: Circumstances
+) -> Advance:
+    """Move every incident one step. `incidents` holds the latest incident of each key, resolved ones included.
+
+    Only changed incidents are returned.
+    """
+    changed: list[Incident] = []
+    told: list[Transition] = []
+    awaiting: list[Finding] = []
+    present: set[Key] = set()
+    for finding in findings:
+        present.add(finding.key)
+        known = incidents.get(finding.key)
+        if known is None or known.phase is Phase.RESOLVED:
+            if finding.over:
+                if known is None or known.signature != finding.signature:
+                    incident = _resolved(_new(finding, now, world), now)
+                    changed.append(incident)
+                    told.append(_transition(incident, now, "over", finding.summary, world))
+                continue
+            known = _new(finding, now, world)
+        after = _seen(known, finding, now, world)
+        if after.phase is Phase.PENDING and finding.subject not in world.held and _confirmed(after, now, world):
+            if finding.key in world.explained:
+                after = after.changed(phase=Phase.OPEN, opened_at=now, changed_at=now)
+                told.append(_transition(after, now, "opened", finding.summary, world))
+            else:
+                awaiting.append(finding)
+        elif after.phase not in (Phase.PENDING, Phase.RESOLVED) and _RANK[after.urgency] > _RANK[known.urgency]:
+            told.append(_transition(after, now, "raised", finding.summary, world))
+        changed.append(after)
+    for key, known in incidents.items():
+        if key in present or known.phase is Phase.RESOLVED or known.subject in world.held:
+            continue
+        gone = known if known.gone_since else known.changed(gone_since=now)
+        if known.phase is Phase.PENDING:
+            changed.append(_resolved(gone, now))
+        elif now.since(gone.gone_since or now) >= _clear_s(known, world):
+            changed.append(_resolved(gone, now))
+            told.append(_transition(known, now, "resolved", _ending(known), world))
+        elif gone is not known:
+            changed.append(gone)
+    return Advance(tuple(changed), tuple(told), tuple(awaiting))
+
+
+def began(incident: Incident, run_id: str, runbook: str, now: Moment, new_id: NewId) -> tuple[Incident, Transition]:
+    """A run is about to be asked for: recorded before the runner hears of it."""
+    after = incident.changed(
+        phase=Phase.ACTING, runs=(*incident.runs, run_id), changed_at=now, decision="", command="", not_before=None
+    )
+    return after, Transition(new_id(), incident.id, now.wall, "acting", f"running {runbook}")
+
+
+def ended(incident: Incident, run: Run, now: Moment, new_id: NewId) -> tuple[Incident, Transition]:
+    """The run of this incident has ended. Success waits for fresh results; anything else is told loudly."""
+    line = f"{run.runbook}: {run.outcome}" + (f", {run.summary}" if run.summary else "")
+    if run.outcome is Outcome.SUCCEEDED:
+        after = incident.changed(phase=Phase.VERIFYING, tried=(*incident.tried, line), changed_at=now, gone_since=None)
+        return after, Transition(new_id(), incident.id, now.wall, "verified", run.summary or "tokens are proven")
+    after = incident.changed(
+        phase=Phase.OPEN,
+        urgency=incident.ceiling,
+        tried=incident.tried if run.outcome is Outcome.REFUSED else (*incident.tried, line),
+        signature=run.signature or incident.signature,
+        changed_at=now,
+    )
+    return after, Transition(new_id(), incident.id, now.wall, "raised", line)
+
+
+def lost(incident: Incident, now: Moment) -> Incident:
+    """The runner never heard of this incident's run: decide again."""
+    return incident.changed(phase=Phase.OPEN, runs=incident.runs[:-1], changed_at=now)
+
+
+def escalated(incident: Incident, why: str, left: str, now: Moment, new_id: NewId) -> tuple[Incident, Transition]:
+    """Nothing more will be tried: a person is needed. Told under its own key, once."""
+    after = incident.changed(phase=Phase.ESCALATED, urgency=incident.ceiling, decision=why, left=left, changed_at=now)
+    return after, Transition(new_id(), incident.id, now.wall, "escalated", why)
+
+
+def waiting(
+    incident: Incident, why: str, command: str, not_before: float | None, approval: bool, now: Moment, new_id: NewId
+) -> tuple[Incident, Transition | None]:
+    """No run now, for this reason. Needing an approval is told; a mere wait is only recorded."""
+    if incident.decision == why:
+        return incident.changed(not_before=not_before), None
+    after = incident.changed(decision=why, command=command, not_before=not_before, changed_at=now)
+    if not approval:
+        return after, None
+    after = after.changed(urgency=incident.ceiling)
+    return after, Transition(new_id(), incident.id, now.wall, "needs-approval", why)
+
+
+def acknowledged(incident: Incident, who: str, now: Moment, new_id: NewId) -> tuple[Incident, Transition]:
+    """A person has seen it."""
+    after = incident.changed(acknowledged_by=who, changed_at=now)
+    return after, Transition(new_id(), incident.id, now.wall, "acknowledged", f"acknowledged by {who}")
+
+
+def overdue(incident: Incident, now: Moment, page_after_s: float) -> bool:
+    """Whether a fault told quietly in the hope of a cure has waited too long for proven tokens."""
+    return (
+        incident.phase in (Phase.OPEN, Phase.ACTING)
+        and not incident.paused
+        and _RANK[incident.urgency] < _RANK[incident.ceiling]
+        and incident.opened_at is not None
+        and now.since(incident.opened_at) >= page_after_s
+    )
+
+
+def raised(incident: Incident, why: str, now: Moment, new_id: NewId) -> tuple[Incident, Transition]:
+    """As loud as it gets, from now on."""
+    after = incident.changed(urgency=incident.ceiling, changed_at=now)
+    return after, Transition(new_id(), incident.id, now.wall, "raised", why)
+
+
+def _new(finding: Finding, now: Moment, world: Circumstances) -> Incident:
+    return Incident(
+        id=world.new_id(),
+        key=f"{world.prefix}/{finding.id}/{finding.subject}",
+        finding=finding.id,
+        subject=finding.subject,
+        phase=Phase.PENDING,
+        urgency=Urgency.INFO,
+        summary=finding.summary,
+        evidence="",
+        since=finding.since if finding.since is not None else now.wall,
+        opened_at=None,
+        changed_at=now,
+        seen=0,
+        signature=finding.signature,
+    )
+
+
+def _seen(incident: Incident, finding: Finding, now: Moment, world: Circumstances) -> Incident:
+    """The incident with what the finding says now; a paused one is told quietly until the pause is over."""
+    apart_s = world.confirm[finding.id].apart_s
+    counts = incident.last_seen_at is None or now.since(incident.last_seen_at) >= apart_s
+    ceiling = _ceiling(finding)
+    urgency = Urgency.INFO if world.paused else _starting_urgency(finding, ceiling, finding.key in world.curable)
+    quieter = incident.phase is Phase.PENDING
+    if not quieter and _RANK[incident.urgency] > _RANK[urgency]:
+        urgency = incident.urgency
+    if incident.acknowledged_by and not quieter:
+        urgency = incident.urgency
+    came_back = incident.phase is Phase.VERIFYING and finding.subject not in world.held
+    return incident.changed(
+        phase=Phase.OPEN if came_back else incident.phase,
+        seen=incident.seen + 1 if counts else incident.seen,
+        last_seen_at=now if counts else incident.last_seen_at,
+        gone_since=None,
+        urgency=urgency,
+        ceiling=ceiling,
+        paused=world.paused,
+        summary=finding.summary,
+        evidence=_one_line(finding),
+        signature=finding.signature or incident.signature,
+        folded=finding.folded,
+    )
+
+
+def _ceiling(finding: Finding) -> Urgency:
+    if finding.quiet:
+        return Urgency.INFO
+    return Urgency.CRITICAL if finding.status is Status.CRITICAL else Urgency.WARNING
+
+
+def _starting_urgency(finding: Finding, ceiling: Urgency, curable: bool) -> Urgency:
+    """A fault that an allowed run may cure starts as a warning."""
+    return Urgency.WARNING if curable and ceiling is Urgency.CRITICAL else ceiling
+
+
+def _confirmed(incident: Incident, now: Moment, world: Circumstances) -> bool:
+    confirm = world.confirm[incident.finding]
+    return incident.seen >= confirm.samples and now.since(incident.changed_at) >= confirm.for_s
+
+
+def _clear_s(incident: Incident, world: Circumstances) -> float:
+    confirm = world.confirm.get(incident.finding)
+    return confirm.clear_s if confirm else 0.0
+
+
+def _resolved(incident: Incident, now: Moment) -> Incident:
+    return incident.changed(phase=Phase.RESOLVED, changed_at=now)
+
+
+def _ending(incident: Incident) -> str:
+    return incident.tried[-1] if incident.tried else "it is over"
+
+
+def _one_line(finding: Finding) -> str:
+    stated = [str(seen.value) for seen in finding.evidence if seen.name == "evidence"]
+    return stated[0] if stated else "; ".join(f"{seen.name} {seen.value}{seen.unit}" for seen in finding.evidence)
+
+
+def _transition(incident: Incident, now: Moment, kind: str, text: str, world: Circumstances) -> Transition:
+    return Transition(world.new_id(), incident.id, now.wall, kind, text)
