@@ -66,7 +66,7 @@ def advance(
         if known is None or known.phase is Phase.RESOLVED:
             if finding.over:
                 if known is None or known.signature != finding.signature:
-                    incident = _resolved(_new(finding, now, world), now)
+                    incident = _resolved(_seen(_new(finding, now, world), finding, now, world), now)
                     changed.append(incident)
                     told.append(_transition(incident, now, "over", finding.summary, world))
                 continue
