@@ -21,7 +21,16 @@ if _ENGINE not in sys.path:
     sys.path.insert(0, _ENGINE)
 
 from .bed import Bed, ensure  # noqa: E402 (needs the path above)
+from .client import Answer, Background, Client, long_prompt  # noqa: E402
 from .errors import BedError, UnavailableError  # noqa: E402
+from .faults import freeze_thread, kill, spin_thread, stopped, throttle  # noqa: E402
+from .gpu import fake_devices, fake_driver, fake_nvml, nvml_library, set_nvml  # noqa: E402
 from .host import BootedHost, wait_for  # noqa: E402
+from .inbox import Event, PagerInbox  # noqa: E402
+from .llama import LlamaUnit, llama_unit  # noqa: E402
 
-__all__ = ["Bed", "BedError", "BootedHost", "UnavailableError", "ensure", "wait_for"]
+__all__ = [
+    "Answer", "Background", "Bed", "BedError", "BootedHost", "Client", "Event", "LlamaUnit", "PagerInbox",
+    "UnavailableError", "ensure", "fake_devices", "fake_driver", "fake_nvml", "freeze_thread", "kill", "llama_unit",
+    "long_prompt", "nvml_library", "set_nvml", "spin_thread", "stopped", "throttle", "wait_for",
+]  # fmt: skip

@@ -238,9 +238,13 @@ class BootedHost:
 
     def outer_pid(self, pid: int) -> int:
         """Return this machine's number for a process of the host. Raises BedError when there is none."""
-        for outer in _descendants(self._init()):
-            if _namespace_pids(outer)[-1:] == [pid]:
-                return outer
+        # By namespace, not by parentage: what run() starts is a child of this machine's processes.
+        namespace = os.stat(f"/proc/{self._init()}/ns/pid").st_ino
+        for entry in os.listdir("/proc"):
+            if entry.isdigit() and _namespace_pids(int(entry))[-1:] == [pid]:
+                with contextlib.suppress(OSError):
+                    if os.stat(f"/proc/{entry}/ns/pid").st_ino == namespace:
+                        return int(entry)
         raise BedError(f"no process {pid} in {self.name}")
 
     def wait_for(self, condition: Callable[[], T], timeout: float, what: str, every: float = 0.1) -> T:
