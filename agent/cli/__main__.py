@@ -1,0 +1,7 @@
+"""`python -m agent.cli` from a checkout."""
+
+import sys
+
+from agent.cli import main
+
+sys.exit(main())

@@ -1,0 +1,125 @@
+"""The exposition of /metrics: a pure function from plain data to Prometheus text.
+
+Nothing is remembered between two scrapes: each builds its own registry from what the daemon knows now, so that
+a check or engine that is gone leaves no stale series.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from agent.model import Status, Urgency, Verdict
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+"""The media type of the text format that every Prometheus since 0.4 reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the daemon knows at one moment.
+
+    driver_running, driver_locked: versions, "" when there is none. driver_matches: None when either is unknown.
+    checks: (check, subject, status). engines: (name, verdict). incidents_open: how many, by urgency.
+    runs: how many ended, by (runbook, outcome), since the ledger began. outbox_depth: alerts not yet accepted, by
+    receiver. loop_lag_s: how late the last tick was. last_token_at: Unix seconds of the last proven token, by engine.
+    """
+
+    version: str = ""
+    driver_running: str = ""
+    driver_locked: str = ""
+    driver_matches: bool | None = None
+    checks: tuple[tuple[str, str, Status], ...] = ()
+    engines: tuple[tuple[str, Verdict], ...] = ()
+    incidents_open: Mapping[Urgency, int] = field(default_factory=dict)
+    runs: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    outbox_depth: Mapping[str, int] = field(default_factory=dict)
+    receivers_failing: frozenset[str] = frozenset()
+    loop_lag_s: float = 0.0
+    last_token_at: Mapping[str, float] = field(default_factory=dict)
+    paused: bool = False
+
+
+def exposition(snapshot: Snapshot) -> bytes:
+    """The snapshot in Prometheus' text format."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Once(tuple(_families(snapshot))))
+    return generate_latest(registry)
+
+
+class _Once(Collector):
+    def __init__(self, families: tuple[Metric, ...]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def _gauge(name: str, help_text: str, labels: tuple[str, ...], rows: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
+    family = GaugeMetricFamily(name, help_text, labels=labels)
+    for values, number in rows:
+        family.add_metric(values, number)
+    return family
+
+
+def _families(now: Snapshot) -> Iterator[Metric]:
+    yield _gauge("holdfast_build_info", "The version of Holdfast; always 1.", ("version",), [((now.version,), 1)])
+    yield _gauge(
+        "holdfast_driver_info",
+        "The NVIDIA driver that is loaded and the one driver.lock demands, empty when there is none; always 1.",
+        ("running", "locked"),
+        [((now.driver_running, now.driver_locked), 1)],
+    )
+    if now.driver_matches is not None:
+        yield _gauge(
+            "holdfast_driver_matches_lock",
+            "1 when the loaded driver is the locked one, 0 when not; absent when either is unknown.",
+            (),
+            [((), float(now.driver_matches))],
+        )
+    yield _gauge(
+        "holdfast_check_status",
+        "The latest result of a check: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.",
+        ("check", "subject"),
+        [((check, subject), status.exit_code) for check, subject, status in now.checks],
+    )
+    yield _gauge(
+        "holdfast_engine_verdict",
+        "1 for the verdict the engine has now, 0 for every other.",
+        ("engine", "verdict"),
+        [((name, each.value), float(each is verdict)) for name, verdict in now.engines for each in Verdict],
+    )
+    yield _gauge(
+        "holdfast_engine_last_token_timestamp_seconds",
+        "When a token of the engine was last proven, Unix time.",
+        ("engine",),
+        [((name,), at) for name, at in now.last_token_at.items()],
+    )
+    yield _gauge(
+        "holdfast_incidents_open",
+        "Incidents that are not resolved, by how loudly they are told.",
+        ("urgency",),
+        [((urgency.value,), now.incidents_open.get(urgency, 0)) for urgency in Urgency],
+    )
+    runs = CounterMetricFamily("holdfast_run", "Runs that ended, by runbook and outcome.", labels=("runbook", "outcome"))
+    for (runbook, outcome), count in now.runs.items():
+        runs.add_metric((runbook, outcome), count)
+    yield runs
+    yield _gauge(
+        "holdfast_outbox_depth",
+        "Alerts that a receiver has not yet accepted.",
+        ("receiver",),
+        [((name,), depth) for name, depth in now.outbox_depth.items()],
+    )
+    yield _gauge(
+        "holdfast_receiver_failing",
+        "1 when the receiver's last delivery failed.",
+        ("receiver",),
+        [((name,), float(name in now.receivers_failing)) for name in now.outbox_depth],
+    )
+    yield _gauge("holdfast_loop_lag_seconds", "How late the daemon's last tick was.", (), [((), now.loop_lag_s)])
+    yield _gauge("holdfast_paused", "1 while acting is paused.", (), [((), float(now.paused))])
