@@ -418,11 +418,16 @@ class DeliveryState(_Word):
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A receiver's answer to one attempt. `after_s` is the wait that the receiver asked for, if it did."""
+    """A receiver's answer to one attempt. `after_s` is the wait that the receiver asked for, if it did.
+
+    uncertain: the receiver may have taken it although it did not say so (no answer came in time), so the same
+        alert must be repeated and nothing may be told in its place.
+    """
 
     state: DeliveryState
     reason: str = ""
     after_s: float | None = None
+    uncertain: bool = False
 
     @classmethod
     def sent(cls, reason: str = "") -> Delivery:
@@ -430,9 +435,9 @@ class Delivery:
         return cls(DeliveryState.SENT, reason)
 
     @classmethod
-    def retry(cls, reason: str, after_s: float | None = None) -> Delivery:
+    def retry(cls, reason: str, after_s: float | None = None, *, uncertain: bool = False) -> Delivery:
         """Try again later."""
-        return cls(DeliveryState.RETRY, reason, after_s)
+        return cls(DeliveryState.RETRY, reason, after_s, uncertain)
 
     @classmethod
     def permanent(cls, reason: str) -> Delivery:
