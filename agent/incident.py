@@ -27,15 +27,15 @@ class Circumstances:
     """What an advance needs to know beside the findings.
 
     confirm: how much evidence each finding needs. held: subjects with a run in flight. explained: keys whose
-    explaining checks have answered since the suspicion. curable: keys that an allowed run may cure. paused: a
-    person has paused Holdfast. prefix: start of the dedup key ("holdfast/1a2b3c4d").
+    explaining checks have answered since the suspicion. curable: keys that an allowed run may cure. paused: keys that
+    no run may cure because a person has paused Holdfast or a planned change is open. prefix: start of the dedup key ("holdfast/1a2b3c4d").
     """
 
     confirm: Mapping[str, Confirm]
     held: frozenset[str]
     explained: frozenset[Key]
     curable: frozenset[Key]
-    paused: bool
+    paused: frozenset[Key]
     prefix: str
     new_id: NewId
 
@@ -103,19 +103,25 @@ def began(incident: Incident, run_id: str, runbook: str, now: Moment, new_id: Ne
     return after, Transition(new_id(), incident.id, now.wall, "acting", f"running {runbook}")
 
 
-def ended(incident: Incident, run: Run, now: Moment, new_id: NewId) -> tuple[Incident, Transition]:
-    """The run of this incident has ended. Success waits for fresh results; anything else is told loudly."""
+def ended(incident: Incident, run: Run, now: Moment, new_id: NewId) -> tuple[Incident, Transition | None]:
+    """The run of this incident has ended. Success waits for fresh results; anything else is told loudly.
+
+    A refusal for the same reason as last time is not told again.
+    """
     line = f"{run.runbook}: {run.outcome}" + (f", {run.summary}" if run.summary else "")
     if run.outcome is Outcome.SUCCEEDED:
         after = incident.changed(phase=Phase.VERIFYING, tried=(*incident.tried, line), changed_at=now, gone_since=None)
         return after, Transition(new_id(), incident.id, now.wall, "verified", run.summary or "tokens are proven")
+    refused = run.outcome is Outcome.REFUSED
     after = incident.changed(
         phase=Phase.OPEN,
         urgency=incident.ceiling,
-        tried=incident.tried if run.outcome is Outcome.REFUSED else (*incident.tried, line),
+        tried=(*incident.tried, line) if not refused or line not in incident.tried else incident.tried,
         signature=run.signature or incident.signature,
         changed_at=now,
     )
+    if refused and line in incident.tried:
+        return after, None
     return after, Transition(new_id(), incident.id, now.wall, "raised", line)
 
 
@@ -124,9 +130,13 @@ def lost(incident: Incident, now: Moment) -> Incident:
     return incident.changed(phase=Phase.OPEN, runs=incident.runs[:-1], changed_at=now)
 
 
-def escalated(incident: Incident, why: str, left: str, now: Moment, new_id: NewId) -> tuple[Incident, Transition]:
+def escalated(
+    incident: Incident, why: str, left: str, command: str, now: Moment, new_id: NewId
+) -> tuple[Incident, Transition]:
     """Nothing more will be tried: a person is needed. Told under its own key, once."""
-    after = incident.changed(phase=Phase.ESCALATED, urgency=incident.ceiling, decision=why, left=left, changed_at=now)
+    after = incident.changed(
+        phase=Phase.ESCALATED, urgency=incident.ceiling, decision=why, left=left, command=command, changed_at=now
+    )
     return after, Transition(new_id(), incident.id, now.wall, "escalated", why)
 
 
@@ -189,7 +199,8 @@ def _seen(incident: Incident, finding: Finding, now: Moment, world: Circumstance
     apart_s = world.confirm[finding.id].apart_s
     counts = incident.last_seen_at is None or now.since(incident.last_seen_at) >= apart_s
     ceiling = _ceiling(finding)
-    urgency = Urgency.INFO if world.paused else _starting_urgency(finding, ceiling, finding.key in world.curable)
+    paused = finding.key in world.paused
+    urgency = Urgency.INFO if paused else _starting_urgency(finding, ceiling, finding.key in world.curable)
     quieter = incident.phase is Phase.PENDING
     if not quieter and _RANK[incident.urgency] > _RANK[urgency]:
         urgency = incident.urgency
@@ -203,7 +214,7 @@ def _seen(incident: Incident, finding: Finding, now: Moment, world: Circumstance
         gone_since=None,
         urgency=urgency,
         ceiling=ceiling,
-        paused=world.paused,
+        paused=paused,
         summary=finding.summary,
         evidence=_one_line(finding),
         signature=finding.signature or incident.signature,

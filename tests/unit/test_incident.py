@@ -44,7 +44,7 @@ def world(**changes: object) -> machine.Circumstances:
         held=frozenset(),
         explained=frozenset({WEDGED.key, STOPPED.key, ("still", "host"), ("slow", "host")}),
         curable=frozenset({WEDGED.key}),
-        paused=False,
+        paused=frozenset(),
         prefix="holdfast/0123abcd",
         new_id=lambda: f"id{next(numbers)}",
     )
@@ -120,7 +120,7 @@ def test_it_never_gets_quieter_while_it_lasts() -> None:
 
 
 def test_while_paused_it_is_told_quietly_and_gets_loud_when_the_pause_ends() -> None:
-    incidents, told = play([(0, [WEDGED])], world(paused=True))
+    incidents, told = play([(0, [WEDGED])], world(paused=frozenset({WEDGED.key})))
     assert told == [(0, "opened")] and incidents[WEDGED.key].urgency is Urgency.INFO
     step = machine.advance(incidents, [WEDGED], at(5), world())
     assert [transition.kind for transition in step.transitions] == ["raised"]
@@ -156,6 +156,7 @@ def test_a_run_that_succeeded_waits_for_fresh_results_and_then_resolves() -> Non
     acting, told = machine.began(incidents[WEDGED.key], "01J", "restart-engine", at(1), world().new_id)
     assert (acting.phase, told.kind, acting.runs) == (Phase.ACTING, "acting", ("01J",))
     verified, told = machine.ended(acting, run(Outcome.SUCCEEDED, "1 token in 4 ms"), at(9), world().new_id)
+    assert told is not None
     assert (verified.phase, told.kind) == (Phase.VERIFYING, "verified")
     step = machine.advance({WEDGED.key: verified}, [], at(10), world())
     assert [transition.kind for transition in step.transitions] == ["resolved"]
@@ -172,8 +173,17 @@ def test_a_fault_that_survives_a_successful_run_is_open_again() -> None:
 def test_a_run_that_did_not_succeed_makes_it_critical(outcome: Outcome) -> None:
     incidents, _ = play([(0, [WEDGED])])
     after, told = machine.ended(incidents[WEDGED.key], run(outcome, "start failed"), at(9), world().new_id)
+    assert told is not None
     assert (after.phase, after.urgency, told.kind) == (Phase.OPEN, Urgency.CRITICAL, "raised")
     assert after.tried == (f"restart-engine: {outcome}, start failed",)
+
+
+def test_a_refusal_for_the_same_reason_is_told_once() -> None:
+    incidents, _ = play([(0, [WEDGED])])
+    refused = run(Outcome.REFUSED, "driver and libraries disagree")
+    first, told = machine.ended(incidents[WEDGED.key], refused, at(9), world().new_id)
+    assert told is not None and first.urgency is Urgency.CRITICAL
+    assert machine.ended(first, refused, at(70), world().new_id)[1] is None
 
 
 def test_needing_an_approval_is_told_once() -> None:
@@ -195,7 +205,7 @@ def test_every_opening_is_followed_by_exactly_one_resolution(steps: list[tuple[f
     clock = 0.0
     for seconds, present, paused, held in [*steps, (60, False, False, False), (60, False, False, False)]:
         clock += seconds
-        circumstances = world(paused=paused, held=frozenset({"engine:chat"} if held else ()))
+        circumstances = world(paused=frozenset({WEDGED.key} if paused else ()), held=frozenset({"engine:chat"} if held else ()))
         step = machine.advance(incidents, [WEDGED] if present else [], at(clock), circumstances)
         incidents.update({(each.finding, each.subject): each for each in step.incidents})
         kinds += [transition.kind for transition in step.transitions if transition.kind != "raised"]
