@@ -147,12 +147,17 @@ def ago(at: float, now: float) -> str:
     return f"{duration(now - at)} ago"
 
 
-def labelled(label: str, text: str, width: int) -> list[str]:
+def paragraph(text: str, width: int) -> list[str]:
+    """A text as lines of at most `width` columns; words are never broken."""
+    return wrap(" ".join(text.split()), width, break_long_words=False, break_on_hyphens=False)
+
+
+def labelled(label: str, text: str, width: int, *, label_width: int = LABEL) -> list[str]:
     """A label and its text, wrapped with a hanging indent; nothing for an empty text."""
     lines: list[str] = []
     for part in text.splitlines():
-        lines += wrap(part, max(16, width - LABEL), break_long_words=False, break_on_hyphens=False)
-    return [f"{label if index == 0 else '':<{LABEL}}{line}" for index, line in enumerate(lines)]
+        lines += paragraph(part, max(16, width - label_width))
+    return [f"{label if index == 0 else '':<{label_width}}{line}" for index, line in enumerate(lines)]
 
 
 def command(label: str, text: str, width: int) -> list[str]:
@@ -175,13 +180,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], width: int) -> lis
         lines: list[str] = []
         for row in [tuple(head), *cells]:
             start = "  ".join(f"{cell:<{size}}" for cell, size in zip(row[:-1], sizes, strict=False))
-            last = wrap(row[-1], max(16, width - left), break_long_words=False, break_on_hyphens=False) or [""]
+            last = paragraph(row[-1], max(16, width - left)) or [""]
             lines += [(f"{start}  {part}" if i == 0 else " " * left + part).rstrip() for i, part in enumerate(last)]
         return lines
     blocks: list[str] = []
     for row in cells:
-        blocks += wrap("  ".join(cell for cell in row[:-1] if cell), width, break_long_words=False)
-        blocks += ["  " + line for line in wrap(row[-1], max(16, width - 2), break_long_words=False)]
+        blocks += paragraph(" ".join(cell for cell in row[:-1] if cell), width)
+        blocks += ["  " + line for line in paragraph(row[-1], max(16, width - 2))]
     return blocks
 
 
@@ -190,7 +195,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], width: int) -> lis
 
 def status_page(page: StatusPage, width: int) -> str:
     """The status page: what is wrong, since when, why, what was done, what to do next; then how the rest is."""
-    lines = wrap(f"{page.status}  {page.host}: {page.headline}", width, break_long_words=False)
+    lines = paragraph(f"{page.status} {page.host}: {page.headline}", width)
     for incident in page.incidents:
         lines += ["", *_incident(incident, page.at, width)]
     if page.checks:
@@ -202,7 +207,7 @@ def status_page(page: StatusPage, width: int) -> str:
 
 
 def _incident(incident: IncidentLine, now: float, width: int) -> list[str]:
-    lines = wrap(f"{incident.finding}  {incident.subject}  {incident.phase.value.upper()}", width)
+    lines = paragraph(f"{incident.finding} {incident.subject} {incident.phase.value.upper()}", width)
     lines += labelled("what", incident.summary, width)
     lines += labelled("since", f"{clock(incident.since, now)} ({duration(now - incident.since)})", width)
     lines += labelled("why", incident.evidence, width)
