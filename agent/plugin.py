@@ -249,12 +249,16 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Wait until a condition holds. On timeout run `on_timeout`; None means that the step fails, with `why`."""
+    """Wait until a condition holds. On timeout run `on_timeout`; None means that the step fails, with `why`.
+
+    code: what the failure is called in the run's signature ("gpu-hung"), "" when the engine's log says it better.
+    """
 
     until: Condition
     timeout_s: float
     on_timeout: PlanStep | None = None
     why: str = ""
+    code: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,87 @@
+"""Can a restart help? Compares the loaded module, the library on disk and a fresh answer of NVML.
+
+While they disagree or NVML is silent, a restarted engine loses the GPU that the running one still has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agent.host import Host, driver, nvml
+from agent.model import Json
+
+NVML_DEADLINE_S = 10.0
+"""How long NVML may take; it hangs for ever when the driver does (facts/host.md 0.6)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interlock:
+    """What was compared and what follows. `code` is "" while a restart can help."""
+
+    needed: bool
+    code: str
+    reason: str
+    loaded: str | None = None
+    library: str | None = None
+    answer: nvml.NvmlAnswer | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether a restart can help."""
+        return not self.code
+
+    def facts(self) -> dict[str, Json]:
+        """What was compared, for the transcript."""
+        return {
+            "loaded": self.loaded,
+            "library": self.library,
+            "nvml": None if self.answer is None else self.answer.meaning,
+            "nvml_driver": None if self.answer is None else self.answer.driver_version,
+        }
+
+
+def gpu_matters(host: Host, gpu: bool | None) -> bool:
+    """Whether this engine can be using an NVIDIA GPU. `gpu` is what its configuration says, None for nothing.
+
+    A lock file or a card alone is no driver: without a module and without a library nothing can disagree, and the
+    lock never blocks a repair.
+    """
+    if gpu is False or not driver.traces(host):
+        return False
+    if driver.loaded_version(host) is None and driver.library_version(host) is None:
+        return gpu is True
+    return True
+
+
+def look(host: Host, gpu: bool | None) -> Interlock:
+    """Compare, now. NVML is asked at most once, from a child with a deadline."""
+    if not gpu_matters(host, gpu):
+        return Interlock(False, "", _why_not(host, gpu))
+    loaded, library = driver.loaded_version(host), driver.library_version(host)
+    if loaded is None:
+        return Interlock(True, "driver-inconsistent", "no NVIDIA kernel module is loaded", loaded, library)
+    if library is None:
+        reason = f"the kernel module is {loaded}, but there is no libnvidia-ml on disk"
+        return Interlock(True, "driver-inconsistent", reason, loaded, library)
+    if loaded != library:
+        reason = f"the kernel module is {loaded}, the libraries on disk are {library}"
+        return Interlock(True, "driver-inconsistent", reason, loaded, library)
+    answer = nvml.ask(host, NVML_DEADLINE_S)
+    if answer is None:
+        reason = f"NVML did not answer within {NVML_DEADLINE_S:g} s: the driver hangs"
+        return Interlock(True, "nvml-silent", reason, loaded, library)
+    if answer.code != 0:
+        reason = f"NVML answers {answer.meaning} ({answer.code})"
+        return Interlock(True, "driver-inconsistent", reason, loaded, library, answer)
+    if answer.driver_version and answer.driver_version != loaded:
+        reason = f"the kernel module is {loaded}, NVML says {answer.driver_version}"
+        return Interlock(True, "driver-inconsistent", reason, loaded, library, answer)
+    return Interlock(True, "", f"module, library and NVML agree on {loaded}", loaded, library, answer)
+
+
+def _why_not(host: Host, gpu: bool | None) -> str:
+    if gpu is False:
+        return "the engine is configured gpu = false"
+    if not driver.traces(host):
+        return "this host has no trace of an NVIDIA driver"
+    return "no NVIDIA driver is loaded or installed, so nothing can disagree"
