@@ -78,7 +78,7 @@ def exclusively(name: str) -> Iterator[None]:
     """Hold the cache's lock of that name, so that two test runs do not build the same thing twice."""
     folder = cache_root() / "locks"
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f"{name}.lock", "w", encoding="utf-8") as lock:
+    with (folder / f"{name}.lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -165,7 +165,7 @@ def _unpack(packed: Path, folder: Path) -> None:
 
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()

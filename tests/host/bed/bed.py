@@ -6,8 +6,8 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from . import engine, prerequisites, rootfs
-from .host import BootedHost, booted
+from bed import engine, prerequisites, rootfs
+from bed.host import BootedHost, booted
 
 LLAMA = "/opt/llama"
 LLAMA_OLDER = "/opt/llama-older"
@@ -19,8 +19,15 @@ class Bed:
 
     @contextlib.contextmanager
     def boot(
-        self, suite: str = "bookworm", *, writable: bool = False, name: str = "host", llama: bool = True,
-        older: bool = False, packages: Sequence[str] = (), binds: Mapping[Path, str] | None = None,
+        self,
+        suite: str = "bookworm",
+        *,
+        writable: bool = False,
+        name: str = "host",
+        llama: bool = True,
+        older: bool = False,
+        packages: Sequence[str] = (),
+        binds: Mapping[Path, str] | None = None,
     ) -> Iterator[BootedHost]:
         """Boot a host and remove it afterwards.
 

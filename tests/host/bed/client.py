@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .host import BootedHost
+from bed.host import BootedHost
 
 SCRIPT = Path(__file__).with_name("guest") / "client.py"
 FOLDER = "/var/lib/bed"

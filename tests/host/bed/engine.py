@@ -9,8 +9,8 @@ from pathlib import Path
 import llama_build
 from llama_build import cache_root, exclusively
 
-from .errors import BedError, UnavailableError
-from .prerequisites import ensure_commands, tools_python
+from bed.errors import BedError, UnavailableError
+from bed.prerequisites import ensure_commands, tools_python
 
 MODELS = ("tiny", "big")
 _WRITER = Path(__file__).resolve().parents[2] / "engine" / "write_model.py"

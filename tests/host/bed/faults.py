@@ -15,8 +15,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import BedError, UnavailableError
-from .host import GUEST_V1_CPU, BootedHost
+from bed.errors import BedError, UnavailableError
+from bed.host import GUEST_V1_CPU, BootedHost
 
 THREAD_FAULT = Path(__file__).with_name("guest") / "thread_fault.py"
 _PERIOD_US = 1_000_000
@@ -116,7 +116,8 @@ def _thread_fault(host: BootedHost, kind: str, pid: int) -> Iterator[HeldFault]:
         [sys.executable, "-IS", str(THREAD_FAULT), kind, str(host.outer_pid(pid))], text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    assert process.stdout is not None and process.stderr is not None  # noqa: S101 (for the type checker)
+    assert process.stdout is not None
+    assert process.stderr is not None
     if process.stdout.readline().strip() != "held":
         process.wait(timeout=15)
         raise BedError(f"{kind} of process {pid}: {process.stderr.read()}")

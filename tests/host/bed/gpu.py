@@ -9,9 +9,9 @@ from pathlib import Path
 
 from llama_build import cache_root, exclusively
 
-from .errors import BedError
-from .host import BootedHost
-from .prerequisites import ensure_commands
+from bed.errors import BedError
+from bed.host import BootedHost
+from bed.prerequisites import ensure_commands
 
 NVML_SOURCE = Path(__file__).resolve().parents[2] / "fake_nvml" / "nvml.c"
 NVML_CONF = "/run/fake-nvml.conf"
@@ -46,8 +46,8 @@ def fake_driver(host: BootedHost, version: str | None, *, open_kernel: bool = Fa
 
 def fake_devices(host: BootedHost, gpus: int = 1) -> None:
     """Make the device nodes a driver brings; opening them fails, which is all a test should need."""
-    nodes = "".join(f"[ -e /dev/nvidia{index} ] || mknod -m 666 /dev/nvidia{index} c 195 {index}\n" for index in range(gpus))
-    host.sh(nodes + "[ -e /dev/nvidiactl ] || mknod -m 666 /dev/nvidiactl c 195 255")
+    nodes = {f"/dev/nvidia{index}": index for index in range(gpus)} | {"/dev/nvidiactl": 255}
+    host.sh("\n".join(f"[ -e {path} ] || mknod -m 666 {path} c 195 {minor}" for path, minor in nodes.items()))
 
 
 def nvml_library() -> Path:

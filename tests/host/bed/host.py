@@ -18,13 +18,13 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 from llama_build import cache_root
 
-from .errors import BedError
+from bed.errors import BedError
 
 T = TypeVar("T")
 
@@ -84,11 +84,11 @@ class BootedHost:
             Path(self._v1_cpu).mkdir(exist_ok=True)
         argv = [
             "unshare", "--mount", "--pid", "--net", "--fork", "--kill-child", "--mount-proc", "--",
-            sys.executable, "-IS", str(Path(__file__).with_name("launcher.py")), self._group, self._v1_cpu, str(self._throttle),
-            *self._nspawn(),
+            sys.executable, "-IS", str(Path(__file__).with_name("launcher.py")), self._group, self._v1_cpu,
+            str(self._throttle), *self._nspawn(),
         ]  # fmt: skip
         environment = {**ENVIRONMENT, "SYSTEMD_NSPAWN_LOCK": "0"}  # hosts share a tree they never write into
-        with open(console, "ab") as log:
+        with console.open("ab") as log:
             self._process = subprocess.Popen(
                 argv, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True
             )
@@ -147,8 +147,13 @@ class BootedHost:
     # -- doing things inside ---------------------------------------------------------------------------------
 
     def run(
-        self, *argv: str, check: bool = True, user: str | None = None, timeout: float = 60,
-        input: str | None = None, env: Mapping[str, str] | None = None,  # noqa: A002 (subprocess's own name)
+        self,
+        *argv: str,
+        check: bool = True,
+        user: str | None = None,
+        timeout: float = 60,
+        input: str | None = None,  # noqa: A002 (as subprocess.run has it)
+        env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in the host, as root or another user; output is captured as text.
 
@@ -158,9 +163,10 @@ class BootedHost:
         # The time limit runs inside: killing nsenter would leave its child alive in the host.
         command = ["timeout", "--kill-after=2", f"{timeout:g}", *argv]
         if user is not None:
-            command = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", *command]
+            become = 'exec setpriv --reuid="$0" --regid="$(id -g "$0")" --init-groups -- "$@"'
+            command = ["sh", "-euc", become, user, *command]
         done = subprocess.run(
-            ["nsenter", "--target", str(self._init()), "--all", "--wd=/", "--", *command], text=True, check=False,
+            [*self._enter(), *command], text=True, check=False,
             input=input if input is not None else "", capture_output=True, timeout=timeout + 30,
             env={**ENVIRONMENT, **(env or {})}, errors="replace",
         )  # fmt: skip
@@ -178,8 +184,7 @@ class BootedHost:
     def popen(self, *argv: str) -> subprocess.Popen[str]:
         """Start a command in the host and return at once; it ends with the host at the latest."""
         return subprocess.Popen(
-            ["nsenter", "--target", str(self._init()), "--all", "--wd=/", "--", *argv], text=True, env=ENVIRONMENT,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace",
+            [*self._enter(), *argv], text=True, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace",
         )  # fmt: skip
 
     def read(self, path: str) -> str:
@@ -203,22 +208,21 @@ class BootedHost:
         packed = subprocess.run(
             ["tar", "-c", "-f", "-", transform, "-C", str(local.parent), local.name], capture_output=True, check=True
         )
-        enter = ["nsenter", "--target", str(self._init()), "--all", "--"]
         done = subprocess.run(
-            [*enter, "sh", "-euc", script, "sh", path], input=packed.stdout, capture_output=True, check=False,
+            [*self._enter(), "sh", "-euc", script, "sh", path], input=packed.stdout, capture_output=True, check=False,
             timeout=300, env=ENVIRONMENT,
         )  # fmt: skip
         if done.returncode != 0:
             raise BedError(f"push {local.name} to {path}: {done.stderr.decode(errors='replace')}")
 
     def install_deb(self, *local: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Install local packages with apt, which resolves their dependencies from what is installed: offline."""
+        """Install local packages with apt. The host has no network: dependencies must be there already."""
         guest = [f"/var/cache/bed/{path.name}" for path in local]
         for path, place in zip(local, guest, strict=True):
             self.push(path, place)
         # The world-readable folder spares apt's warning about its unprivileged user.
         return self.run(
-            "apt-get", "install", "--no-download", "--allow-downgrades", "-q", "-y", *guest, check=check, timeout=300,
+            "apt-get", "install", "--allow-downgrades", "-q", "-y", *guest, check=check, timeout=300,
             env={"DEBIAN_FRONTEND": "noninteractive"},
         )  # fmt: skip
 
@@ -239,12 +243,12 @@ class BootedHost:
     def outer_pid(self, pid: int) -> int:
         """Return this machine's number for a process of the host. Raises BedError when there is none."""
         # By namespace, not by parentage: what run() starts is a child of this machine's processes.
-        namespace = os.stat(f"/proc/{self._init()}/ns/pid").st_ino
-        for entry in os.listdir("/proc"):
-            if entry.isdigit() and _namespace_pids(int(entry))[-1:] == [pid]:
+        namespace = Path(f"/proc/{self._init()}/ns/pid").stat().st_ino
+        for entry in Path("/proc").glob("[0-9]*"):
+            if _namespace_pids(int(entry.name))[-1:] == [pid]:
                 with contextlib.suppress(OSError):
-                    if os.stat(f"/proc/{entry}/ns/pid").st_ino == namespace:
-                        return int(entry)
+                    if (entry / "ns/pid").stat().st_ino == namespace:
+                        return int(entry.name)
         raise BedError(f"no process {pid} in {self.name}")
 
     def wait_for(self, condition: Callable[[], T], timeout: float, what: str, every: float = 0.1) -> T:
@@ -267,8 +271,8 @@ class BootedHost:
     def _nspawn(self) -> list[str]:
         argv = [
             "systemd-nspawn", "--quiet", f"--directory={self._tree}", "--register=no", "--keep-unit", "--boot",
-            f"--machine={self._group}", f"--hostname={self.name}", "--capability=all", "--link-journal=no", "--resolv-conf=off", "--timezone=off",
-            "--console=pipe", f"--uuid={uuid.uuid4()}",
+            f"--machine={self._group}", f"--hostname={self.name}", "--capability=all", "--link-journal=no",
+            "--resolv-conf=off", "--timezone=off", "--console=pipe", f"--uuid={uuid.uuid4()}",
         ]  # fmt: skip
         if not self.writable:
             argv.append("--volatile=overlay")
@@ -281,6 +285,10 @@ class BootedHost:
         if not self._pid or not self.running:
             raise BedError(f"{self.name} is not running")
         return self._pid
+
+    def _enter(self) -> list[str]:
+        # Root and working directory too: by default nsenter keeps the caller's, which is not in the host.
+        return ["nsenter", "--target", str(self._init()), "--all", "--root", "--wd", "--"]
 
     def _find_init(self) -> int:
         if self._process is None or self._process.poll() is not None:
@@ -300,13 +308,11 @@ class BootedHost:
             group = tree / self._group
             for folder, _, _ in os.walk(group, topdown=False) if group.exists() else ():
                 with contextlib.suppress(OSError):
-                    os.rmdir(folder)
+                    Path(folder).rmdir()
 
 
 @contextlib.contextmanager
-def booted(
-    suite: str, tree: Path, *, name: str, writable: bool, binds: Mapping[Path, str]
-) -> Iterator[BootedHost]:
+def booted(suite: str, tree: Path, *, name: str, writable: bool, binds: Mapping[Path, str]) -> Iterator[BootedHost]:
     """Boot a host of that tree, or of a copy of it, and remove every trace of it afterwards."""
     folder = cache_root() / "hosts"
     folder.mkdir(parents=True, exist_ok=True)

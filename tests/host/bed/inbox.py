@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import BedError
-from .host import BootedHost
+from bed.errors import BedError
+from bed.host import BootedHost
 
 SCRIPT = Path(__file__).with_name("guest") / "inbox.py"
 FOLDER = "/var/lib/bed"

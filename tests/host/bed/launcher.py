@@ -14,6 +14,7 @@ import socket
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 SIOCSIFFLAGS = 0x8914
 IFF_UP_RUNNING = 0x1 | 0x40
@@ -35,9 +36,9 @@ def fresh_cgroups(name: str, kept: str, place: str) -> None:
         subprocess.run(["mount", "--bind", kept, place], check=True)
     subprocess.run(["umount", "-R", "/sys/fs/cgroup"], check=False, stderr=subprocess.DEVNULL)
     subprocess.run(["mount", "-t", "cgroup2", "none", "/sys/fs/cgroup"], check=True)
-    os.makedirs(f"/sys/fs/cgroup/{name}", exist_ok=True)
-    with open(f"/sys/fs/cgroup/{name}/cgroup.procs", "w", encoding="ascii") as procs:
-        procs.write("0")
+    group = Path("/sys/fs/cgroup", name)
+    group.mkdir(exist_ok=True)
+    (group / "cgroup.procs").write_text("0", encoding="ascii")
 
 
 def main() -> int:

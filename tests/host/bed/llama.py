@@ -10,10 +10,10 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .client import Client
-from .errors import BedError
-from .faults import has_cpu_controller, prepare_throttle, throttle
-from .host import BootedHost
+from bed.client import Client
+from bed.errors import BedError
+from bed.faults import has_cpu_controller, prepare_throttle, throttle
+from bed.host import BootedHost
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +56,23 @@ class LlamaUnit:
 
 
 def llama_unit(
-    host: BootedHost, name: str = "llama-server", *, port: int = 8080, model: str = "tiny",
-    restart: str | None = None, extra_args: Sequence[str] = (), cpu_quota: float | None = None, threads: int = 1,
-    parallel: int = 2, context: int = 4096, user: str | None = None, program: str = "/opt/llama/llama-server",
-    unit_lines: Sequence[str] = (), service_lines: Sequence[str] = (), enable: bool = True, wait: bool = True,
+    host: BootedHost,
+    name: str = "llama-server",
+    *,
+    port: int = 8080,
+    model: str = "tiny",
+    restart: str | None = None,
+    extra_args: Sequence[str] = (),
+    cpu_quota: float | None = None,
+    threads: int = 1,
+    parallel: int = 2,
+    context: int = 4096,
+    user: str | None = None,
+    program: str = "/opt/llama/llama-server",
+    unit_lines: Sequence[str] = (),
+    service_lines: Sequence[str] = (),
+    enable: bool = True,
+    wait: bool = True,
 ) -> LlamaUnit:
     """Write, enable and start a unit with a real llama-server, and wait for its first token (unless ``wait=False``).
 

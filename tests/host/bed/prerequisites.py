@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llama_build import cache_root, exclusively
 
-from .errors import UnavailableError
+from bed.errors import UnavailableError
 
 # command looked for -> Debian package that brings it
 COMMANDS = {

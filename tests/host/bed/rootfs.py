@@ -7,6 +7,7 @@ never used.
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import shutil
@@ -19,8 +20,8 @@ from pathlib import Path
 
 from llama_build import cache_root, exclusively
 
-from .errors import UnavailableError
-from .prerequisites import ensure_commands
+from bed.errors import UnavailableError
+from bed.prerequisites import ensure_commands
 
 DEBIAN = ("bookworm", "trixie")
 UBUNTU = ("jammy", "noble")
@@ -30,7 +31,7 @@ INCLUDE = (
     "systemd", "systemd-sysv", "dbus", "ca-certificates", "python3", "apt-utils", "adduser", "procps", "kmod",
     "libgomp1", "libstdc++6",
 )  # fmt: skip
-RECIPE = "1"  # raise it when the steps below change: older trees are then built anew
+RECIPE = "2"  # raise it when the steps below change: older trees are then built anew
 _BUILD_TIMEOUT_S = 1200
 
 
@@ -97,7 +98,7 @@ def _ubuntu_mirror(script: Path, suite: str) -> str:
     for mirror in dict.fromkeys(re.findall(r"default_mirror\s+(\S*ubuntu\S*)", script.read_text(encoding="utf-8"))):
         try:
             _fetch(f"{mirror}/dists/{suite}/Release", f"the Ubuntu archive for {suite}")
-        except UnavailableError as error:
+        except UnavailableError as error:  # noqa: PERF203 (two mirrors)
             reasons.append(str(error))
         else:
             return mirror
@@ -111,11 +112,11 @@ def _ubuntu_keyring(mirror: str) -> Path:
     for path in (installed, kept):
         if path.exists():
             return path
-    index = _fetch(f"{mirror}/pool/main/u/ubuntu-keyring/", "Ubuntu's pool").decode(errors="replace")
-    names = sorted(set(re.findall(r"ubuntu-keyring_[0-9.+~a-z]+_all\.deb", index)))
-    if not names:
-        raise UnavailableError("Ubuntu's pool lists no ubuntu-keyring package")
-    package = _fetch(f"{mirror}/pool/main/u/ubuntu-keyring/{names[-1]}", "ubuntu-keyring")
+    index = gzip.decompress(_fetch(f"{mirror}/dists/noble/main/binary-amd64/Packages.gz", "Ubuntu's index")).decode()
+    found = re.search(r"^Filename: (\S*/ubuntu-keyring_\S+\.deb)$", index, re.MULTILINE)
+    if not found:
+        raise UnavailableError("Ubuntu's index lists no ubuntu-keyring package")
+    package = _fetch(f"{mirror}/{found.group(1)}", "ubuntu-keyring")
     kept.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=kept.parent) as name:
         deb = Path(name) / "keyring.deb"
@@ -128,6 +129,8 @@ def _ubuntu_keyring(mirror: str) -> Path:
 def _neutral(tree: Path) -> None:
     """Take out what would make every host of a suite the same machine, or make it wait for a network."""
     (tree / "etc/machine-id").write_text("", encoding="utf-8")
+    (tree / "var/lib/dbus/machine-id").unlink(missing_ok=True)
+    (tree / "var/lib/dbus/machine-id").symlink_to("/etc/machine-id")
     (tree / "etc/hostname").write_text("host\n", encoding="utf-8")
     (tree / "etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost\n", encoding="utf-8")
     shutil.rmtree(tree / "var/cache/apt/archives", ignore_errors=True)

@@ -14,6 +14,8 @@ import sys
 import threading
 import time
 import urllib.parse
+from collections.abc import Callable
+from pathlib import Path
 
 MAX_IN_FLIGHT = 256
 REQUEST_TIMEOUT_S = 600.0
@@ -42,11 +44,11 @@ def ask(url: str, timeout: float, body: str | None = None) -> dict[str, object]:
 def append(path: str, record: dict[str, object], lock: threading.Lock) -> None:
     """Add one line to the records; the answer's body stays out, only its size is kept."""
     record["body"] = len(str(record["body"]))
-    with lock, open(path, "a", encoding="utf-8") as file:
+    with lock, Path(path).open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
 
-def every(seconds: float, action) -> None:
+def every(seconds: float, action: Callable[[], None]) -> None:
     """Call ``action`` on a fixed beat, late or not, until this process is ended."""
     due = time.monotonic()
     while True:

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 
 class Inbox(ThreadingHTTPServer):
@@ -27,8 +28,8 @@ class Inbox(ThreadingHTTPServer):
 
     def __init__(self, port: int, records: str, behaviour: str) -> None:
         super().__init__(("127.0.0.1", port), Handler)
-        self.records = records
-        self.behaviour = behaviour
+        self.records = Path(records)
+        self.behaviour = Path(behaviour)
         self.lock = threading.Lock()
         self.text = ""
         self.used = 0
@@ -37,8 +38,7 @@ class Inbox(ThreadingHTTPServer):
     def plan(self) -> dict[str, object]:
         """Return what to do with this request; call it with the lock held."""
         try:
-            with open(self.behaviour, encoding="utf-8") as file:
-                text = file.read()
+            text = self.behaviour.read_text(encoding="utf-8")
         except FileNotFoundError:
             text = "{}"
         if text != self.text:
@@ -67,7 +67,7 @@ class Handler(BaseHTTPRequestHandler):
                 "headers": {name.lower(): value for name, value in self.headers.items()}, "body": body,
                 "status": 0 if plan.get("drop") else plan["status"],
             }  # fmt: skip
-            with open(self.server.records, "a", encoding="utf-8") as file:
+            with self.server.records.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -85,7 +85,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(reply)
 
-    do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = answer
+    do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = answer  # noqa: N815 (the base class looks for these)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's own name)
         """Stay quiet; the records say it all."""

@@ -17,6 +17,8 @@ import os
 import select
 import struct
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 PTRACE_POKETEXT, PTRACE_CONT, PTRACE_DETACH = 4, 7, 17
 PTRACE_GETREGS, PTRACE_SETREGS = 12, 13
@@ -24,6 +26,10 @@ PTRACE_SEIZE, PTRACE_INTERRUPT = 0x4206, 0x4207
 WALL = 0x40000000
 RELEASE_POLL_S = 0.02
 JUMP_TO_ITSELF = b"\xeb\xfe"
+REGISTER_NAMES = (
+    "r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss fs_base gs_base "
+    "ds es fs gs"
+)
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.ptrace.restype = ctypes.c_long
@@ -33,10 +39,7 @@ libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_
 class Registers(ctypes.Structure):
     """struct user_regs_struct of x86-64."""
 
-    _fields_ = [(name, ctypes.c_ulonglong) for name in (
-        "r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss fs_base gs_base "
-        "ds es fs gs"
-    ).split()]  # fmt: skip
+    _fields_ = [(name, ctypes.c_ulonglong) for name in REGISTER_NAMES.split()]
 
 
 def ptrace(request: int, tid: int, address: int = 0, data: object = None) -> None:
@@ -62,15 +65,16 @@ def registers(tid: int) -> Registers:
 
 def entry_point(pid: int) -> int:
     """Return where the program's ELF entry point is in memory."""
-    with open(f"/proc/{pid}/exe", "rb") as program:
+    running = Path(f"/proc/{pid}/exe")
+    with running.open("rb") as program:
         header = program.read(64)
     if header[:4] != b"\x7fELF":
         raise OSError("not an ELF program")
     kind, entry = struct.unpack_from("<H", header, 16)[0], struct.unpack_from("<Q", header, 24)[0]
     if kind == 2:  # ET_EXEC: an absolute address
         return entry
-    program_file = os.stat(f"/proc/{pid}/exe").st_ino
-    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
+    program_file = running.stat().st_ino
+    with Path(f"/proc/{pid}/maps").open(encoding="utf-8", errors="replace") as maps:
         for line in maps:
             fields = line.split()
             if int(fields[4]) == program_file and int(fields[2], 16) == 0:
@@ -89,7 +93,7 @@ def gone(tid: int) -> bool:
     return os.WIFEXITED(status) or os.WIFSIGNALED(status)
 
 
-def wait_for_release(finished) -> bool:
+def wait_for_release(finished: Callable[[], bool]) -> bool:
     """Wait until standard input closes; False when ``finished`` says there is nothing left to release."""
     while not finished():
         if select.select([0], [], [], RELEASE_POLL_S)[0] and not os.read(0, 1):
@@ -110,7 +114,7 @@ def spin(pid: int, tid: int) -> None:
     seize(tid)
     before = registers(tid)
     place = entry_point(pid)
-    with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
+    with Path(f"/proc/{pid}/mem").open("r+b", buffering=0) as memory:
         memory.seek(place)
         code = memory.read(2)
         memory.seek(place)
@@ -121,10 +125,10 @@ def spin(pid: int, tid: int) -> None:
     ptrace(PTRACE_SETREGS, tid, 0, ctypes.byref(lost))
     ptrace(PTRACE_DETACH, tid)
     print("held", flush=True)
-    if wait_for_release(lambda: not os.path.exists(f"/proc/{pid}/task/{tid}")):
+    if wait_for_release(lambda: not Path(f"/proc/{pid}/task/{tid}").exists()):
         seize(tid)
         ptrace(PTRACE_SETREGS, tid, 0, ctypes.byref(before))
-        with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
+        with Path(f"/proc/{pid}/mem").open("r+b", buffering=0) as memory:
             memory.seek(place)
             memory.write(code)
         ptrace(PTRACE_DETACH, tid)

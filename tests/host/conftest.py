@@ -1,0 +1,86 @@
+"""Fixtures of the host tier: ``bed`` (made ready once per run) and ``host`` (boots disposable hosts).
+
+Everything in this folder is marked ``host``. Where the bed cannot be had, its tests skip and say why; with ``host``
+in HOLDFAST_REQUIRE they fail instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+if str(HERE) not in sys.path:
+    sys.path.insert(0, str(HERE))
+
+from bed import Bed, BedError, BootedHost, UnavailableError, ensure  # noqa: E402 (needs the path above)
+
+# The first test of a fresh machine also waits for debootstrap and a build of llama-server.
+TIMEOUT_S = 2400
+JOURNAL_LINES = 120
+_HOSTS = pytest.StashKey[list[BootedHost]]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what lies in this folder, and give it time to boot and to build."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker("host")
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(TIMEOUT_S))
+
+
+def unavailable(reason: str) -> None:
+    """Skip the test with the reason, or fail it where the host tier is required."""
+    if "host" in os.environ.get("HOLDFAST_REQUIRE", "").replace(",", " ").split():
+        pytest.fail(f"required (HOLDFAST_REQUIRE) but not to be had: {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def bed() -> Bed:
+    """The bed. Anything it cannot provide later raises UnavailableError; ``host`` turns that into a skip."""
+    try:
+        return ensure()
+    except UnavailableError as error:
+        unavailable(str(error))
+        raise
+
+
+@pytest.fixture
+def host(bed: Bed, request: pytest.FixtureRequest) -> Iterator[Callable[..., BootedHost]]:
+    """A function that boots a host, with the arguments of ``Bed.boot``; its hosts end with the test."""
+    hosts: list[BootedHost] = []
+    request.node.stash[_HOSTS] = hosts
+    with contextlib.ExitStack() as stack:
+
+        def boot(suite: str = "bookworm", **options: Any) -> BootedHost:
+            try:
+                booted = stack.enter_context(bed.boot(suite, **options))
+            except UnavailableError as error:
+                unavailable(str(error))
+                raise
+            hosts.append(booted)
+            return booted
+
+        yield boot
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Show the end of each host's journal with a failed test: the host is gone by the time anyone could look."""
+    report: Any = yield
+    if report.when == "call" and report.failed:
+        for booted in item.stash.get(_HOSTS, []):
+            try:
+                journal = booted.journal() if booted.running else "(not running)"
+            except (BedError, OSError, TimeoutError) as error:
+                journal = f"(no answer: {error})"
+            report.sections.append((f"journal of {booted.name}", "\n".join(journal.splitlines()[-JOURNAL_LINES:])))
+    return report
