@@ -128,10 +128,14 @@ class CommandFailed(HostError):
 
 
 class Unreachable(HostError):
-    """No complete HTTP answer. `kind`: refused, timeout, too-large, broken (anything else on the wire)."""
+    """No complete HTTP answer. `kind`: refused, timeout, too-large, broken (anything else on the wire).
+
+    unsent: there was never a connection, so the request cannot have had any effect.
+    """
 
     code = "unreachable"
 
-    def __init__(self, message: str, *, kind: str, where: str = "") -> None:
+    def __init__(self, message: str, *, kind: str, where: str = "", unsent: bool = False) -> None:
         super().__init__(message, where=where)
         self.kind = kind
+        self.unsent = unsent or kind == "refused"
