@@ -1,4 +1,4 @@
-"""What the store hands out besides the nouns, and how frozen values become JSON text and come back.
+"""What the store hands out besides the nouns; `agent.store.codec` makes JSON text of them.
 
 Everything here is pure: no database, no clock.
 """
@@ -7,37 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
-
-from agent.errors import StoreError
 from agent.model import Alert, Moment, Status, _Word
+from agent.store.codec import from_text, to_text
 
-Value = TypeVar("Value")
-
-
-_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
-
-
-def _adapter(kind: type[Value]) -> TypeAdapter[Value]:
-    if kind not in _ADAPTERS:
-        _ADAPTERS[kind] = TypeAdapter(kind)
-    return _ADAPTERS[kind]
-
-
-def to_text(value: object) -> str:
-    """A frozen value as JSON text."""
-    return _adapter(type(value)).dump_json(value).decode()
-
-
-def from_text(kind: type[Value], text: str) -> Value:
-    """The frozen value that `to_text` wrote; unknown fields of a newer version are ignored. Raises StoreError."""
-    try:
-        return _adapter(kind).validate_json(text)
-    except ValidationError as error:
-        fields = ", ".join(".".join(map(str, each["loc"])) for each in error.errors()[:3])
-        raise StoreError(f"a stored {kind.__name__} cannot be read: {fields}", code="store-row") from None
+__all__ = [
+    "Attempt",
+    "Dispatch",
+    "Edit",
+    "OutboxView",
+    "Queued",
+    "ReceiverHealth",
+    "RowState",
+    "StatusChange",
+    "Told",
+    "elapsed_s",
+    "from_text",
+    "to_text",
+]
 
 
 def elapsed_s(now: Moment, then: Moment) -> float:
