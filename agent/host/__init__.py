@@ -126,6 +126,10 @@ class Clock(Protocol):
         """This moment."""
         ...
 
+    def suspended_s(self) -> float:
+        """Seconds that this boot has spent suspended: the boot clock counts them, systemd's monotonic stamps do not."""
+        ...
+
     def sleep(self, seconds: float) -> None:
         """Wait."""
         ...

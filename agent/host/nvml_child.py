@@ -1,0 +1,64 @@
+"""Asks NVML once, prints the answer as one line of JSON and leaves. Runs as a program of its own (agent.host.child).
+
+Its arguments are the import path, because it runs isolated. Every call here may hang in the driver for ever; whoever
+started it counts on that. The answer goes out before NVML is shut down, which may hang too.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+NOT_SUPPORTED = 3  # NVML_ERROR_NOT_SUPPORTED: unknown here, never a fault (nvml.h)
+
+
+def ask() -> dict[str, Any]:
+    """What NVML says: `code` 0 and everything it knows, or the code and meaning of the first error."""
+    import pynvml  # noqa: PLC0415 - the import path is set first
+
+    answer: dict[str, Any] = {"code": 0, "meaning": "", "driver_version": None, "gpus": []}
+    try:
+        pynvml.nvmlInit()
+        answer["driver_version"] = pynvml.nvmlSystemGetDriverVersion()
+        answer["gpus"] = [_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
+    except pynvml.NVMLError as error:
+        answer.update(code=int(error.value), meaning=str(error))
+    return answer
+
+
+def _gpu(pynvml: Any, index: int) -> dict[str, Any]:
+    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    memory = _optional(pynvml, pynvml.nvmlDeviceGetMemoryInfo, handle)
+    utilisation = _optional(pynvml, pynvml.nvmlDeviceGetUtilizationRates, handle)
+    processes: dict[int, int | None] = {}
+    for read in (pynvml.nvmlDeviceGetComputeRunningProcesses, pynvml.nvmlDeviceGetGraphicsRunningProcesses):
+        for process in _optional(pynvml, read, handle) or ():
+            processes[int(process.pid)] = process.usedGpuMemory
+    return {
+        "uuid": pynvml.nvmlDeviceGetUUID(handle),
+        "name": pynvml.nvmlDeviceGetName(handle),
+        "memory_used_bytes": None if memory is None else int(memory.used),
+        "memory_total_bytes": None if memory is None else int(memory.total),
+        "utilisation_percent": None if utilisation is None else int(utilisation.gpu),
+        "pids": sorted(processes.items()),
+    }
+
+
+def _optional(pynvml: Any, read: Any, handle: Any) -> Any:
+    try:
+        return read(handle)
+    except pynvml.NVMLError as error:
+        if error.value == NOT_SUPPORTED:
+            return None
+        raise
+
+
+def main() -> None:
+    """Answer, then leave."""
+    sys.path[:0] = sys.argv[1:]
+    print(json.dumps(ask()), flush=True)
+
+
+if __name__ == "__main__":
+    main()
