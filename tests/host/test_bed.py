@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from bed import (
     BedError,
     BootedHost,
     Client,
+    KernelLog,
     PagerInbox,
     fake_devices,
     fake_driver,
@@ -21,11 +23,15 @@ from bed import (
     kill,
     llama_unit,
     long_prompt,
+    make_deb,
     nvml_library,
+    publish,
     set_nvml,
     spin_thread,
     stopped,
-)  # fmt: skip
+    wait_for,
+)
+from bed.host import sweep
 from bed.prerequisites import tools_python
 
 Boot = Callable[..., BootedHost]
@@ -35,22 +41,6 @@ SUITES = ("bookworm", "trixie")
 def cpu_ticks(host: BootedHost, pid: int) -> int:
     """Return the user-mode CPU time of a process's main thread, in clock ticks."""
     return int(host.read(f"/proc/{pid}/task/{pid}/stat").rpartition(")")[2].split()[11])
-
-
-def deb(folder: Path, name: str, depends: str, version: str = "1.0") -> Path:
-    """Build a package that only carries a file with its own version."""
-    tree = folder / name
-    (tree / "DEBIAN").mkdir(parents=True)
-    (tree / "usr/share" / name).mkdir(parents=True)
-    (tree / "usr/share" / name / "version").write_text(version)
-    (tree / "DEBIAN/control").write_text(
-        f"Package: {name}\nVersion: {version}\nArchitecture: all\nMaintainer: tests <root@localhost>\n"
-        f"Depends: {depends}\nDescription: a test\n"
-    )
-    subprocess.run(
-        ["dpkg-deb", "--build", "--root-owner-group", str(tree), str(folder)], check=True, capture_output=True
-    )
-    return folder / f"{name}_{version}_all.deb"
 
 
 @pytest.mark.parametrize("suite", SUITES)
@@ -74,13 +64,39 @@ def test_an_ubuntu_host_boots_where_its_archive_answers(host: Boot, suite: str) 
 
 
 def test_a_package_with_the_products_dependencies_installs_offline(host: Boot, tmp_path: Path) -> None:
-    good = deb(tmp_path, "bed-probe", "python3, adduser, dbus, ca-certificates")
-    bad = deb(tmp_path, "bed-impossible", "no-such-package")
+    file = {"/usr/share/bed-probe/version": "1.0"}
+    good = make_deb(tmp_path, "bed-probe", fields={"Depends": "python3, adduser, dbus, ca-certificates"}, files=file)
+    bad = make_deb(tmp_path, "bed-impossible", fields={"Depends": "no-such-package"})
     for suite in SUITES:
         booted = host(suite, llama=False)
         booted.install_deb(good)
         assert booted.read("/usr/share/bed-probe/version") == "1.0"
         assert booted.install_deb(bad, check=False).returncode != 0
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_a_published_upgrade_is_taken_unless_held(host: Boot, tmp_path: Path, suite: str) -> None:
+    booted = host(suite, llama=False)
+    booted.install_deb(*(make_deb(tmp_path, name, "1.0") for name in ("bed-held", "bed-free")))
+    booted.run("apt-mark", "hold", "bed-held")
+    publish(booted, [make_deb(tmp_path, name, "2.0") for name in ("bed-held", "bed-free")])
+    booted.run("apt-get", "-q", "-y", "upgrade")
+    versions = booted.run("dpkg-query", "-W", "-f", "${Package} ${Version}\n", "bed-held", "bed-free").stdout
+    assert sorted(versions.splitlines()) == ["bed-free 2.0", "bed-held 1.0"]
+
+
+def test_further_packages_come_with_the_root_file_system(host: Boot) -> None:
+    booted = host(llama=False, packages=["patch"])
+    assert "patch" in booted.run("patch", "--version").stdout
+
+
+def test_kernel_messages_of_the_test_reach_a_reader_in_the_host(host: Boot) -> None:
+    booted = host(llama=False)
+    log = KernelLog(booted)
+    log.write("NVRM: Xid (PCI:0000:01:00): 79, GPU has fallen off the bus.")
+    record = booted.run("timeout", "5", "head", "-n1", "/dev/kmsg").stdout
+    assert record.startswith("4,1,")
+    assert record.endswith(",-;NVRM: Xid (PCI:0000:01:00): 79, GPU has fallen off the bus.\n")
 
 
 def test_two_hosts_share_neither_ports_nor_files(host: Boot) -> None:
@@ -121,6 +137,22 @@ def test_nothing_of_a_host_is_left_when_it_ends(bed: Bed) -> None:
         assert work.exists()
     assert not work.exists()
     assert not Path(f"/proc/{init}/root/etc").exists()
+
+
+def test_a_host_dies_with_its_test_run_and_the_next_run_sweeps_up(bed: Bed) -> None:
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from bed import ensure\n"
+        "with ensure().boot(llama=False) as host: print(host.outer_pid(1), host.work, flush=True); input()"
+    )
+    argv = [sys.executable, "-c", script, str(Path(__file__).parent)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        pid, work = run.stdout.readline().split()
+        run.kill()
+    wait_for(lambda: not Path(f"/proc/{pid}").exists(), 20, "the host to die")
+    sweep()
+    assert not Path(work).exists()
 
 
 @pytest.mark.parametrize("suite", SUITES)

@@ -27,10 +27,36 @@ from bed.faults import freeze_thread, kill, spin_thread, stopped, throttle  # no
 from bed.gpu import fake_devices, fake_driver, fake_nvml, nvml_library, set_nvml  # noqa: E402
 from bed.host import BootedHost, wait_for  # noqa: E402
 from bed.inbox import Event, PagerInbox  # noqa: E402
+from bed.kernel_log import KernelLog  # noqa: E402
 from bed.llama import LlamaUnit, llama_unit  # noqa: E402
+from bed.packages import make_deb, publish  # noqa: E402
 
 __all__ = [
-    "Answer", "Background", "Bed", "BedError", "BootedHost", "Client", "Event", "LlamaUnit", "PagerInbox",
-    "UnavailableError", "ensure", "fake_devices", "fake_driver", "fake_nvml", "freeze_thread", "kill", "llama_unit",
-    "long_prompt", "nvml_library", "set_nvml", "spin_thread", "stopped", "throttle", "wait_for",
-]  # fmt: skip
+    "Answer",
+    "Background",
+    "Bed",
+    "BedError",
+    "BootedHost",
+    "Client",
+    "Event",
+    "KernelLog",
+    "LlamaUnit",
+    "PagerInbox",
+    "UnavailableError",
+    "ensure",
+    "fake_devices",
+    "fake_driver",
+    "fake_nvml",
+    "freeze_thread",
+    "kill",
+    "llama_unit",
+    "long_prompt",
+    "make_deb",
+    "nvml_library",
+    "publish",
+    "set_nvml",
+    "spin_thread",
+    "stopped",
+    "throttle",
+    "wait_for",
+]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bed import engine, prerequisites, rootfs
-from bed.host import BootedHost, booted
+from bed.host import BootedHost, booted, sweep
 
 LLAMA = "/opt/llama"
 LLAMA_OLDER = "/opt/llama-older"
@@ -53,6 +53,7 @@ def ensure(*suites: str) -> Bed:
     Suites named here are built now; others when they are first booted.
     """
     prerequisites.ensure_commands()
+    sweep()
     for suite in suites:
         rootfs.rootfs(suite)
     return Bed()

@@ -8,6 +8,7 @@ also loses, writes that were never fsynced, survives here: the page cache belong
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shlex
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from llama_build import cache_root
+from llama_build import cache_root, exclusively
 
 from bed.errors import BedError
 
@@ -37,6 +38,8 @@ ENVIRONMENT = {
 }
 V1_CPU = Path("/sys/fs/cgroup/cpu")  # where the cpu controller is when this machine still uses cgroup v1
 GUEST_V1_CPU = "/run/bed-cpu"
+_LOCK_FILE = "in-use.lock"
+_GROUP_FILE = "cgroup.txt"
 
 
 def wait_for(condition: Callable[[], T], timeout: float, what: str, every: float = 0.1) -> T:
@@ -67,6 +70,7 @@ class BootedHost:
         self._process: subprocess.Popen[bytes] | None = None
         self._pid = 0
         self._group = f"holdfast-bed-{uuid.uuid4().hex[:12]}"
+        (work / _GROUP_FILE).write_text(self._group, encoding="ascii")
         self._throttle = work / "cpu"
         # While this machine keeps its cpu controller in cgroup v1, the unified tree has none: CPUQuota= is then
         # silent in the host, and throttling goes through a v1 group shown to it.
@@ -115,7 +119,7 @@ class BootedHost:
             if process.stdin:
                 process.stdin.close()
         self._process, self._pid = None, 0
-        self._remove_groups()
+        _remove_groups(self._group)
 
     def poweroff(self, timeout: float = 120) -> None:
         """Shut down in order, as ``systemctl poweroff`` does. Raises BedError when that takes too long."""
@@ -184,7 +188,8 @@ class BootedHost:
     def popen(self, *argv: str) -> subprocess.Popen[str]:
         """Start a command in the host and return at once; it ends with the host at the latest."""
         return subprocess.Popen(
-            [*self._enter(), *argv], text=True, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace",
+            [*self._enter(), *argv], text=True, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, errors="replace",
         )  # fmt: skip
 
     def read(self, path: str) -> str:
@@ -303,22 +308,18 @@ class BootedHost:
         state = self.run("systemctl", "is-system-running", check=False).stdout.strip()
         return state in ("running", "degraded")
 
-    def _remove_groups(self) -> None:
-        for tree in (V1_CPU, Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified")):
-            group = tree / self._group
-            for folder, _, _ in os.walk(group, topdown=False) if group.exists() else ():
-                with contextlib.suppress(OSError):
-                    Path(folder).rmdir()
-
 
 @contextlib.contextmanager
 def booted(suite: str, tree: Path, *, name: str, writable: bool, binds: Mapping[Path, str]) -> Iterator[BootedHost]:
     """Boot a host of that tree, or of a copy of it, and remove every trace of it afterwards."""
     folder = cache_root() / "hosts"
     folder.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=folder, prefix=f"{name}-"))
-    host: BootedHost | None = None
-    try:
+    with contextlib.ExitStack() as stack:
+        with exclusively("hosts"):  # else a sweep might come between the file and its lock
+            work = Path(tempfile.mkdtemp(dir=folder, prefix=f"{name}-"))
+            in_use = stack.enter_context((work / _LOCK_FILE).open("w", encoding="ascii"))
+            fcntl.flock(in_use, fcntl.LOCK_EX)
+        stack.callback(shutil.rmtree, work, ignore_errors=True)
         if writable:
             copy = work / "root"
             subprocess.run(["cp", "-a", "--reflink=auto", str(tree), str(copy)], check=True)
@@ -326,12 +327,32 @@ def booted(suite: str, tree: Path, *, name: str, writable: bool, binds: Mapping[
             (copy / "etc/machine-id").write_text(f"{uuid.uuid4().hex}\n", encoding="ascii")
             tree = copy
         host = BootedHost(suite, tree, name=name, writable=writable, binds=binds, work=work)
+        stack.callback(host.power_cut)
         host.start()
         yield host
-    finally:
-        if host is not None:
-            host.power_cut()
-        shutil.rmtree(work, ignore_errors=True)
+
+
+def sweep() -> None:
+    """Remove what test runs left that were killed themselves; their hosts died with them (see launcher.py)."""
+    with exclusively("hosts"):
+        for lock in (cache_root() / "hosts").glob(f"*/{_LOCK_FILE}"):
+            with lock.open(encoding="ascii") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue  # in use
+                group = lock.with_name(_GROUP_FILE)
+                if group.exists():
+                    _remove_groups(group.read_text(encoding="ascii"))
+                shutil.rmtree(lock.parent, ignore_errors=True)
+
+
+def _remove_groups(name: str) -> None:
+    for tree in (V1_CPU, Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified")):
+        group = tree / name
+        for folder, _, _ in os.walk(group, topdown=False) if group.exists() else ():
+            with contextlib.suppress(OSError):
+                Path(folder).rmdir()
 
 
 def _children(pid: int) -> list[int]:
