@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -36,21 +36,38 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.timeout(TIMEOUT_S))
 
 
-def unavailable(reason: str) -> None:
+def unavailable(reason: str) -> NoReturn:
     """Skip the test with the reason, or fail it where the host tier is required."""
     if "host" in os.environ.get("HOLDFAST_REQUIRE", "").replace(",", " ").split():
         pytest.fail(f"required (HOLDFAST_REQUIRE) but not to be had: {reason}", pytrace=False)
     pytest.skip(reason)
 
 
-@pytest.fixture(scope="session")
-def bed() -> Bed:
-    """The bed. Anything it cannot provide later raises UnavailableError; ``host`` turns that into a skip."""
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Turn what is not to be had into a skip with its reason, wherever it shows."""
     try:
-        return ensure()
+        return (yield)
     except UnavailableError as error:
         unavailable(str(error))
-        raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[Any]:
+    """See pytest_fixture_setup: hosts are booted, and engines built, by the tests themselves."""
+    try:
+        return (yield)
+    except UnavailableError as error:
+        unavailable(str(error))
+
+
+@pytest.fixture(scope="session")
+def bed() -> Bed:
+    """The bed, made ready once per run."""
+    try:
+        return ensure()
+    except UnavailableError as error:  # the hook above does not see what belongs to the whole session
+        unavailable(str(error))
 
 
 @pytest.fixture
@@ -61,11 +78,7 @@ def host(bed: Bed, request: pytest.FixtureRequest) -> Iterator[Callable[..., Boo
     with contextlib.ExitStack() as stack:
 
         def boot(suite: str = "bookworm", **options: Any) -> BootedHost:
-            try:
-                booted = stack.enter_context(bed.boot(suite, **options))
-            except UnavailableError as error:
-                unavailable(str(error))
-                raise
+            booted = stack.enter_context(bed.boot(suite, **options))
             hosts.append(booted)
             return booted
 
@@ -73,7 +86,7 @@ def host(bed: Bed, request: pytest.FixtureRequest) -> Iterator[Callable[..., Boo
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[Any]:
     """Show the end of each host's journal with a failed test: the host is gone by the time anyone could look."""
     report: Any = yield
     if report.when == "call" and report.failed:

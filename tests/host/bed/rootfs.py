@@ -101,7 +101,7 @@ def _ubuntu_mirror(script: Path, suite: str) -> str:
         except UnavailableError as error:  # noqa: PERF203 (two mirrors)
             reasons.append(str(error))
         else:
-            return mirror
+            return str(mirror)
     raise UnavailableError("; ".join(reasons) or "debootstrap on this machine knows no Ubuntu archive")
 
 

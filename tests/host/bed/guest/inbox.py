@@ -18,6 +18,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 
 class Inbox(ThreadingHTTPServer):
@@ -35,7 +36,7 @@ class Inbox(ThreadingHTTPServer):
         self.used = 0
         self.number = 0
 
-    def plan(self) -> dict[str, object]:
+    def plan(self) -> dict[str, Any]:
         """Return what to do with this request; call it with the lock held."""
         try:
             text = self.behaviour.read_text(encoding="utf-8")
@@ -43,7 +44,7 @@ class Inbox(ThreadingHTTPServer):
             text = "{}"
         if text != self.text:
             self.text, self.used = text, 0
-        plan = json.loads(text)
+        plan: dict[str, Any] = json.loads(text)
         replies = plan.get("replies") or [200]
         plan["status"] = replies[min(self.used, len(replies) - 1)]
         self.used += 1

@@ -70,7 +70,8 @@ def entry_point(pid: int) -> int:
         header = program.read(64)
     if header[:4] != b"\x7fELF":
         raise OSError("not an ELF program")
-    kind, entry = struct.unpack_from("<H", header, 16)[0], struct.unpack_from("<Q", header, 24)[0]
+    kind: int = struct.unpack_from("<H", header, 16)[0]
+    entry: int = struct.unpack_from("<Q", header, 24)[0]
     if kind == 2:  # ET_EXEC: an absolute address
         return entry
     program_file = running.stat().st_ino
