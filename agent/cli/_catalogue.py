@@ -107,7 +107,7 @@ def _check(check: plugin.Check) -> Entry:
 
 def _rule(rule: plugin.Rule, books: Mapping[str, Any]) -> Entry:
     title, text = _document("agent.rules", rule.id)
-    cures = [book.id for book in books.values() if rule.id in book.for_]
+    cures = [book.id for book in books.values() if rule.id in book.findings]
     confirm = rule.confirm
     how = "at once" if confirm.samples <= 1 and not confirm.for_s else f"{confirm.samples} samples, {confirm.apart_s:g} s apart"
     if confirm.for_s:
@@ -144,7 +144,7 @@ def _receiver(receiver: plugin.Receiver) -> Entry:
 
 def _runbook(book: Any) -> Entry:
     facts = (
-        ("for", ", ".join(book.for_)),
+        ("for", ", ".join(book.findings) or "a person, by name"),
         ("risk", RISKS[book.risk.value]),
         ("at most", f"{book.limits.max_runs} runs within {book.limits.within_s:g} s, {book.limits.cooldown_s:g} s apart"),
         ("steps", "; ".join(f"{step.name} ({step.use})" for step in book.steps)),
@@ -164,4 +164,4 @@ def _runbooks(files: Files | None) -> Mapping[str, Any]:
         return {}
     from agent import runbook
 
-    return runbook.load(files)
+    return runbook.load(files).by_id

@@ -190,7 +190,7 @@ def _print_result(result: Result, session: Session) -> None:
     text = result.text(session.width).rstrip("\n")
     if text:
         session.stdout.write(_coloured(text, session.colour) + "\n")
-    for problem in result.errors:
+    for problem in () if result.told else result.errors:
         session.stderr.write(_spoken(problem))
 
 

@@ -32,7 +32,8 @@ class Result:
     """What a verb found or did.
 
     kind: what `data` is ("status"); stable, named in the reference. data: JSON values, times RFC 3339 in UTC,
-    durations `*_s`. text: the same for a person. errors: what was missing although there is a result.
+    durations `*_s`. text: the same for a person. errors: what was missing although there is a result; `told` when
+    the text says it too.
     """
 
     kind: str
@@ -40,6 +41,7 @@ class Result:
     text: Text
     exit_code: int = 0
     errors: tuple[Problem, ...] = ()
+    told: bool = False
 
 
 @dataclass(frozen=True, slots=True)

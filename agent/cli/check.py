@@ -80,7 +80,7 @@ def _configuration() -> Result:
     except ConfigurationError as error:
         mistakes += error.mistakes
     try:
-        counts["runbooks"] = len(runbook.load(files))
+        counts["runbooks"] = len(runbook.load(files).by_id)
     except ConfigurationError as error:
         mistakes += error.mistakes
     if mistakes:
