@@ -31,6 +31,7 @@ from agent.model import (
     Results,
     Risk,
     Sample,
+    Status,
 )
 
 
@@ -211,6 +212,23 @@ class Rule:
     explainers: tuple[str, ...] = ()
     manual: bool = False
     title: str = ""
+
+
+def as_judged(identifier: str, check: str) -> Callable[[Results, Moment], Iterable[Finding]]:
+    """The `diagnose` of a cause that says just what one check says: a finding wherever it is WARNING or CRITICAL."""
+
+    def diagnose(results: Results, now: Moment) -> Iterable[Finding]:
+        for result in results.of(check):
+            if result.status in (Status.WARNING, Status.CRITICAL):
+                yield Finding(
+                    id=identifier,
+                    subject=result.subject,
+                    status=result.status,
+                    summary=result.summary,
+                    results=((result.check, result.subject),),
+                )
+
+    return diagnose
 
 
 # --- actions -------------------------------------------------------------------------------------------------

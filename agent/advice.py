@@ -1,0 +1,101 @@
+"""What could be done about a finding, and may it be done now: the daemon's advice, from what it may read.
+
+The runner decides again, as law. What is asked here is asked of the same pure function with the same facts, so that
+the daemon does not ask for what would be refused, and pages say why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from agent import ledger, plugin
+from agent.config import Config
+from agent.decide import Caller, DecisionFacts, UnitFacts, decide
+from agent.errors import HoldfastError
+from agent.host import Host
+from agent.model import CheckResult, Decision, Finding, Moment
+from agent.reconcile import Advice
+from agent.runbook import Runbook, Runbooks
+
+BUSY_STATES = ("activating", "deactivating", "reloading")
+
+
+class Adviser:
+    """Answers for every finding. It reads the ledger again only when the file has changed.
+
+    results: the reconciler's latest results.
+    """
+
+    def __init__(
+        self, host: Host, config: Config, runbooks: Runbooks, results: Callable[[], Mapping[tuple[str, str], CheckResult]]
+    ) -> None:
+        self.config = config
+        self.runbooks = runbooks
+        self._host = host
+        self._results = results
+        self._records: tuple[ledger.Record, ...] = ()
+        self._seen: tuple[int, int, float] | None = None
+
+    def records(self) -> tuple[ledger.Record, ...]:
+        """The ledger's records; what cannot be read is empty, and the runner will say so when asked."""
+        try:
+            stat = self._host.files.stat(ledger.FILE)
+        except HoldfastError:
+            return ()
+        seen = (stat.inode, stat.size, stat.mtime)
+        if seen != self._seen:
+            self._records = ledger.read(self._host).records
+            self._seen = seen
+        return self._records
+
+    def __call__(self, finding: Finding, now: Moment) -> Advice:
+        """The runbook for this finding, and whether it may run now."""
+        engine = self.config.engine(finding.subject.removeprefix("engine:"))
+        runbook = self.runbooks.runbook_for(finding.id, engine.kind if engine else None)
+        explain = f"holdfast explain {finding.id}"
+        if runbook is None:
+            why = "no runbook can cure this" if not self._is_manual(finding) else "a person must act"
+            return Advice(None, Decision(False, why, "manual"), left=why, command=explain)
+        decision = self._decide(runbook, finding, now)
+        return Advice(runbook.id, decision, left=self._left(decision), command=self._command(runbook, finding, decision))
+
+    def _is_manual(self, finding: Finding) -> bool:
+        rule = plugin.rules().get(finding.id)
+        return rule is None or rule.manual
+
+    def _decide(self, runbook: Runbook, finding: Finding, now: Moment) -> Decision:
+        records = self.records()
+        paused = ledger.paused(records, now)
+        engine = self.config.engine(finding.subject.removeprefix("engine:"))
+        facts = DecisionFacts(
+            autonomy=self.config.autonomy_for(runbook.id),
+            caller=Caller.DAEMON,
+            known=engine is not None and engine.unit is not None,
+            attempts=ledger.attempts(records),
+            paused_until=paused.until if paused else None,
+            approved=any(
+                each.subject == finding.subject and each.runbook_hash == runbook.hash
+                for each in ledger.approvals(records, now)
+            ),
+            unit=self._unit(finding.subject),
+            incurable=finding.summary if finding.incurable else "",
+        )
+        return decide(runbook, finding.subject, facts, now)
+
+    def _unit(self, subject: str) -> UnitFacts | None:
+        seen = self._results().get(("engine.unit", subject))
+        if seen is None:
+            return None
+        state = str(seen.value("unit.active") or "")
+        return UnitFacts(
+            name=str(seen.value("unit.name") or subject),
+            operator_stopped=bool(seen.value("unit.operator")),
+            busy=state if state in BUSY_STATES or seen.value("unit.pending") else "",
+        )
+
+    def _left(self, decision: Decision) -> str:
+        return "it will be tried" if decision.allow else decision.reason
+
+    def _command(self, runbook: Runbook, finding: Finding, decision: Decision) -> str:
+        force = " --force" if decision.code in ("budget", "cooldown", "same-failure-twice", "incurable") else ""
+        return f"sudo holdfast run {runbook.id} --subject {finding.subject}{force}"

@@ -1,0 +1,39 @@
+"""The loaded NVIDIA kernel module and the libraries on disk have different versions.
+
+The state after an upgrade without a reboot. Engines that run keep their GPU and must not be restarted: a new process
+would fail (NVML 18, CUDA 803). What to do: reboot at a quiet hour, or put the libraries of the loaded version back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from agent.model import Finding, Moment, Observation, Results, Status
+from agent.plugin import EVENT, Rule
+
+
+def diagnose(results: Results, now: Moment) -> Iterable[Finding]:
+    """The module in the kernel against libnvidia-ml on disk."""
+    for lock in results.of("driver.lock"):
+        loaded, library = lock.value("loaded"), lock.value("library")
+        if not loaded or not library or loaded == library:
+            continue
+        yield Finding(
+            id="driver-mismatch",
+            subject=lock.subject,
+            status=Status.CRITICAL,
+            summary=f"kernel module {loaded}, libraries {library}: engines keep their GPU only until they restart",
+            evidence=(Observation("evidence", lock.summary),),
+            results=((lock.check, lock.subject),),
+            signature=f"{loaded} {library}",
+        )
+
+
+RULE = Rule(
+    id="driver-mismatch",
+    title="Kernel module and libraries disagree",
+    reads=("driver.lock",),
+    confirm=EVENT,
+    diagnose=diagnose,
+    manual=True,
+)

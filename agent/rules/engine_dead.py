@@ -1,0 +1,59 @@
+"""The engine does not run, nobody stopped it, and systemd will not start it again by itself.
+
+An engine that exited with status 0 under `Restart=on-failure` is dead too: it serves nobody. An engine without a unit
+here is dead when its port stays closed. What to do: restart it; if its log shows a failure that a restart cannot cure,
+mend that first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from agent.model import CheckResult, Finding, Moment, Observation, Results, Verdict
+from agent.plugin import EVENT, Rule
+
+SILENT = ("engine.progress", "engine.alive", "engine.generates")
+
+
+def diagnose(results: Results, now: Moment) -> Iterable[Finding]:
+    """Dead by its unit's account, or by the probe where the unit has nothing to say."""
+    for unit in results.of("engine.unit"):
+        if unit.verdict is Verdict.DEAD and not unit.value("unit.pending"):
+            yield _finding(unit, _how(unit), ("engine.unit", *SILENT), since=unit.value("crash.last_at"))
+    for probe in results.of("engine.progress"):
+        unit_says = results.one("engine.unit", probe.subject)
+        if probe.verdict is Verdict.DEAD and (unit_says is None or unit_says.verdict is not Verdict.DEAD):
+            yield _finding(probe, probe.summary, SILENT[1:], since=None)
+
+
+def _finding(result: CheckResult, how: str, explains: Iterable[str], since: float | None) -> Finding:
+    name = result.subject.removeprefix("engine:")
+    curable = result.value("failure.curable")
+    return Finding(
+        id="engine-dead",
+        subject=result.subject,
+        status=Verdict.DEAD.status,
+        summary=f"{name} is dead: {how}",
+        evidence=(Observation("evidence", str(result.value("failure.meaning") or result.summary)),),
+        results=((result.check, result.subject),),
+        explains=tuple((check, result.subject) for check in explains),
+        since=since,
+        signature=str(result.value("failure.cause") or result.value("unit.failure") or ""),
+        incurable=curable is False,
+    )
+
+
+def _how(unit: CheckResult) -> str:
+    ended = str(unit.value("unit.failure") or unit.value("unit.result") or "not running")
+    line = str(unit.value("failure.text") or "")
+    return f'{ended}: "{line}"' if line else ended
+
+
+RULE = Rule(
+    id="engine-dead",
+    title="The engine is dead",
+    reads=("engine.unit", "engine.progress"),
+    explainers=("engine.unit", "engine.progress", "driver.lock"),
+    confirm=EVENT,
+    diagnose=diagnose,
+)
