@@ -1,0 +1,1 @@
+"""What several tests share: the fake host, its fixtures and the recorder that makes them."""
