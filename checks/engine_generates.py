@@ -1,0 +1,80 @@
+"""Whether an engine generates a token: the only proof that it works.
+
+The token is asked for only where it disturbs nobody: with a free slot, not while loading or asleep, one at a time.
+Where every slot is taken, tokens that are generated for the users between two looks prove as much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from agent.errors import InternalError
+from agent.host import Host
+from agent.model import EngineState, Judgement, Observation, Observed, Sample, Status, Verdict
+from agent.plugin import Check, NoParameters, Target
+
+TIMEOUT_S = 30.0
+CANARY_TIMEOUT_S = 20.0
+BETWEEN_LOOKS_S = 1.0
+"""A busy server generates several tokens a second; prefill of a long prompt is waited for by asking again later."""
+LOOKS = 4
+
+
+def observe(host: Host, target: Target, before: Observed | None) -> Iterable[Observation]:
+    """Ask for one token; where it would have to wait, look whether others get theirs."""
+    if target.engine is None:
+        raise InternalError("engine.generates was given no engine")
+    canary = target.engine.canary(host, target.settings, CANARY_TIMEOUT_S)
+    flow = False
+    if canary.refused:
+        state, flow = _tokens_flow(host, target)
+        yield Observation("answer.state", str(state))
+    missed = canary.tokens < 1 and not canary.refused
+    misses = int(before.value("canary.misses") or 0) if before is not None else 0
+    yield Observation("canary.tokens", canary.tokens)
+    yield Observation("canary.duration_s", canary.duration_s, "s")
+    yield Observation("canary.refused", canary.refused)
+    yield Observation("canary.detail", canary.detail)
+    yield Observation("canary.misses", misses + 1 if missed else misses if canary.refused and not flow else 0)
+    yield Observation("tokens_flow", flow)
+    yield Observation("proven", canary.tokens >= 1 or flow)
+
+
+def _tokens_flow(host: Host, target: Target) -> tuple[EngineState, bool]:
+    """What the engine says of itself, and whether its own counters of generated tokens move."""
+    if target.engine is None:
+        return EngineState.SILENT, False
+    last = target.engine.sample(host, target.settings)
+    for _ in range(LOOKS):
+        if not last.pending or last.unanswered:
+            break
+        host.clock.sleep(BETWEEN_LOOKS_S)
+        now = target.engine.sample(host, target.settings)
+        if generated(last, now):
+            return now.state, True
+        last = now
+    return last.state, False
+
+
+def generated(earlier: Sample, later: Sample) -> bool:
+    """Whether a counter of generated tokens (their names end in "generated") moved between two looks.
+
+    A counter may also have gone down: that is another request, and what it shows was generated since.
+    """
+    was = dict(earlier.progress or ())
+    return any(
+        name.endswith("generated") and value >= 1 and name in was and value != was[name]
+        for name, value in later.progress or ()
+    )
+
+
+def judge(now: Observed, before: Observed | None, params: NoParameters) -> Judgement:  # noqa: ARG001 - the contract
+    """OK only with tokens: an engine that loads, sleeps or has no free slot has proven nothing."""
+    verdict = now.verdict or Verdict.UNKNOWN
+    if now.value("proven"):
+        return Judgement(Status.OK, now.reason)
+    status = Status.UNKNOWN if verdict.status is Status.OK else verdict.status
+    return Judgement(status, f"no token: {now.reason}")
+
+
+CHECK = Check(id="engine.generates", scope="engine", every_s=0.0, timeout_s=TIMEOUT_S, observe=observe, judge=judge)
