@@ -169,7 +169,7 @@ class ReadOnlyStore:
         for row in rows:
             try:
                 values.append(from_text(kind, row["body"]))
-            except StoreError:  # noqa: PERF203 - each row stands alone
+            except StoreError:
                 self._unreadable.add(f"{kind.__name__} {row['id']}")
         return values
 
@@ -181,9 +181,10 @@ class Store(ReadOnlyStore):
     when the memory was started anew under us: whoever still knows the open incidents should commit them again.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, clock: Clock) -> None:
         super().__init__(database)
         self._database = database
+        self._clock = clock
         database.write(mailbox.interrupted)
 
     @property
@@ -222,8 +223,6 @@ class Store(ReadOnlyStore):
 
     def commit(
         self,
-        now: Moment,
-        *,
         incidents: Sequence[Incident] = (),
         transitions: Sequence[Transition] = (),
         enqueue: Sequence[tuple[str, Alert]] = (),
@@ -234,6 +233,7 @@ class Store(ReadOnlyStore):
         enqueue: (receiver name, alert), in the order in which they must arrive. A transition or alert that is
         already there, by its id, is left as it is, so that a commit may be repeated.
         """
+        now = self._clock.now()
 
         def work(connection: mailbox.Executes) -> None:
             for incident in incidents:
@@ -325,7 +325,7 @@ def open_store(path: str | Path, clock: Clock) -> Store:
 
     Raises StoreError only when not even a database in memory can be had.
     """
-    return Store(Database(path, clock))
+    return Store(Database(path, clock), clock)
 
 
 def open_read_only(path: str | Path) -> ReadOnlyStore:

@@ -13,7 +13,7 @@ goes on watching and paging:
 
 from __future__ import annotations
 
-import sqlite3  # noqa: TID251 - the store owns the database
+import sqlite3
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -36,7 +36,7 @@ Row = Any
 Result = TypeVar("Result")
 
 
-class _Newer(Exception):  # noqa: N818 - says what the file is; never leaves this module
+class _Newer(Exception):
     """The file was written by a newer version of Holdfast."""
 
 
@@ -116,7 +116,7 @@ class Database:
         for _ in range(2):
             try:
                 self._connection = _connect(self._path)
-            except _Newer as error:  # noqa: PERF203 - two rounds
+            except _Newer as error:
                 self._move_aside("newer", str(error))
             except sqlite3.OperationalError as error:
                 self._go_on_in(self._copy_of_file(), str(error))
