@@ -78,24 +78,6 @@ class EngineSettings(Parameters):
         return value.rstrip("/")
 
 
-@dataclass(frozen=True, slots=True)
-class Signature:
-    """One known log line: which failure it means, and whether a restart can cure it.
-
-    pattern: a regular expression with at most one group; only the pattern's own words and that group are kept,
-        so it must not be able to match a prompt.
-    cause: kebab-case name of the failure ("cuda-no-kernel-image").
-    curable: whether a restart can help.
-    source: where the line is known from.
-    """
-
-    cause: str
-    pattern: str
-    curable: bool
-    meaning: str
-    source: str
-
-
 @dataclass(frozen=True, kw_only=True)
 class Engine:
     """One kind of inference engine.

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from agent.errors import CommandFailed, InternalError
 from agent.host import Host
@@ -23,19 +23,6 @@ STOPPING = "de5b426a63be47a7b6ac3eaac82e2f6f"
 TEXT_LIMIT = 200
 _OUTPUT_LIMIT = 16 << 20
 _DATA = Path(__file__).resolve().parents[1] / "data"
-
-
-class LogSignature(Protocol):
-    """One known log line, as `agent.plugin.Signature` has it."""
-
-    @property
-    def cause(self) -> str: ...
-    @property
-    def pattern(self) -> str: ...
-    @property
-    def curable(self) -> bool: ...
-    @property
-    def meaning(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +64,7 @@ class StopRecord:
 def matches(
     host: Host,
     unit: str,
-    signatures: Sequence[LogSignature],
+    signatures: Sequence[Signature],
     *,
     invocation_id: str | None,
     since_wall: float | None,
@@ -99,7 +86,7 @@ def matches(
         for pattern, signature in compiled:
             hit = pattern.search(message)
             if hit:
-                text = hit[0][:TEXT_LIMIT]
+                text = hit[0].strip()[:TEXT_LIMIT]
                 found.pop((signature.cause, text), None)
                 found[signature.cause, text] = LogMatch(
                     signature.cause, text, _at(entry), signature.curable, signature.meaning

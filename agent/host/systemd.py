@@ -108,7 +108,7 @@ def unit_of_pid(host: Host, pid: int) -> str | None:
     Raises FileTrouble(missing) when the process is gone.
     """
     for line in host.files.read_text(f"/proc/{pid}/cgroup").splitlines():
-        number, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        number, controllers, path = [*line.split(":", 2), "", ""][:3]
         if (number == "0" and not controllers) or controllers == "name=systemd":
             unit = _unit_in(path)
             if unit is not None:

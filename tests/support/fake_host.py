@@ -4,7 +4,7 @@
         files={"/proc/42/stat": "…"},
         units={"chat.service": {"ActiveState": "failed"}},
         commands={"journalctl ...": journal({"MESSAGE": "out of memory"})},
-        http={"http://127.0.0.1:8080/health": {"status": "ok"}, 
+        http={"http://127.0.0.1:8080/health": {"status": "ok"},
               "POST http://127.0.0.1:8080/completion": unreachable("timeout")},
         child={"nvml": {"code": 0, …}},
     )
