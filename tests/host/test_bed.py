@@ -32,6 +32,7 @@ from bed import (
     wait_for,
 )
 from bed.host import sweep
+from bed.llama import BIG_STEP
 from bed.prerequisites import tools_python
 
 Boot = Callable[..., BootedHost]
@@ -208,7 +209,7 @@ def test_an_engine_short_of_cpu_loads_slowly_and_still_comes_up(host: Boot) -> N
 
 def test_a_long_prefill_is_one_slow_step_of_a_moving_thread(host: Boot) -> None:
     booted = host()
-    unit = llama_unit(booted, model="big", parallel=1, extra_args=["--batch-size", "2048", "--ubatch-size", "2048"])
+    unit = llama_unit(booted, model="big", parallel=1, extra_args=BIG_STEP)
     with unit.client.hung(1, long_prompt(2000)) as prefill:
         booted.wait_for(lambda: unit.client.get("/slots").body.count('"is_processing":true'), 20, "the slot to start")
         before = cpu_ticks(booted, unit.pid)

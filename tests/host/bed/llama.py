@@ -1,7 +1,18 @@
-"""A systemd unit that runs the real llama-server in a host.
+"""A systemd unit that runs the real llama-server in a host, as slow as a test wants it.
 
-What makes it slow, measured with the big model on two cores of a cloud machine: see ``docs`` in each parameter of
-``llama_unit`` and SLOW below.
+Slow without a fault, measured with the big model, one thread, two cores of a cloud machine (all in proportion to the
+CPU given, so a test should wait for the state, never count on the seconds):
+
+=====================================================  ==========================================================
+tiny model, started to first token                     0.2 s; a token takes 0.1 ms
+big model, started to first token                      2.1 s (1.4 s of CPU); a token takes 28 ms
+big model with cpu_quota=5 / 1 / 0.5                   loads in 9 s / 45 s / 75 s, answering 503 then
+one step: long_prompt(2000), and BIG_STEP arguments    18 s; 90 s at throttle(20); 153 s at throttle(12)
+long_prompt(128 / 512), the same arguments             1.0 s / 3.9 s
+=====================================================  ==========================================================
+
+During such a step the main thread moves all the time (its CPU time grows), no counter of the server does, and /health
+answers in 5 ms, at times in 0.9 s.
 """
 
 from __future__ import annotations
@@ -14,6 +25,10 @@ from bed.client import Client
 from bed.errors import BedError
 from bed.faults import has_cpu_controller, prepare_throttle, throttle
 from bed.host import BootedHost
+
+
+# A prompt of up to 2048 tokens is then one single step: nothing is reported before it ends.
+BIG_STEP = ("--batch-size", "2048", "--ubatch-size", "2048")
 
 
 @dataclass(frozen=True, slots=True)
