@@ -7,6 +7,7 @@ The reasons are tried in this order, and the first that applies is the answer:
     paused              a person paused all acting
     change-open         a planned change is open and this run is not part of it
     operator-masked, operator-disabled, operator-stopped    an operator's hand wins
+    cannot-tell         nobody can tell whose hand stopped the unit (asked by the daemon only: root knows)
     unit-busy           systemd is already doing something with the unit
     incurable           this failure is known to survive a restart
     same-failure-twice  the last two failed attempts ended in the same failure
@@ -90,12 +91,14 @@ class UnitFacts:
     """What systemd and the journal say of the engine's unit, as far as it forbids acting.
 
     busy: why systemd must not be disturbed ("a job is queued"), "" when it may.
+    unknown: why nobody can tell whose hand stopped it, "" when that is known.
     """
 
     name: str
     masked: bool = False
     disabled: bool = False
     operator_stopped: bool = False
+    unknown: str = ""
     busy: str = ""
 
 
@@ -158,6 +161,8 @@ def _forbidden(runbook: Decidable, subject: str, facts: DecisionFacts, now: Mome
         yield _no("operator-disabled", f"{unit.name} is disabled and not running: an operator does not want it to run")
     if unit.operator_stopped:
         yield _no("operator-stopped", f"{unit.name} was stopped by an operator, not by us")
+    if unit.unknown and facts.caller is not Caller.OPERATOR:
+        yield _no("cannot-tell", f"{unit.name} is not touched: {unit.unknown}")
     if unit.busy:
         yield _no("unit-busy", f"{unit.name}: {unit.busy}; systemd is at work", now.wall + 5.0)
 

@@ -229,30 +229,40 @@ def _write(host: Host, seq: int, previous: str, kind: Kind, run: str, data: Mapp
     return record
 
 
-def refused(host: Host, uid: int, code: str, reason: str, run: str = "") -> None:
+def refused(host: Host, uid: int, code: str, reason: str, run: str = "") -> bool:
     """Record a refusal; the same code from the same uid at most once in ten seconds, with the count of the others.
 
-    Never raises: a refusal stands whether it could be written or not.
+    Whether a record was written. Never raises: a refusal stands whether it could be written or not.
     """
     try:
         held = host_locks.acquire(host, REFUSALS_LOCK, wait_s=1.0)
         if held is None:
-            return
+            return False
         with held:
             now = host.clock.now()
             noted = held.noted()
             key = f"{uid}:{code}"
-            last = noted.get(key)
-            if isinstance(last, list) and len(last) == 4 and now.since(Moment(*last[:3])) < REFUSALS_EVERY_S:
-                noted[key] = [*last[:3], int(last[3]) + 1]
+            last, unwritten = _last_refusal(noted.get(key))
+            if last is not None and now.since(last) < REFUSALS_EVERY_S:
+                noted[key] = [last.wall, last.boot_s, last.boot_id, unwritten + 1]
                 held.note(noted)
-                return
-            unwritten = int(last[3]) if isinstance(last, list) and len(last) == 4 else 0
+                return False
+            noted.pop(key, None)
             noted[key] = [now.wall, now.boot_s, now.boot_id, 0]
             held.note(dict(list(noted.items())[-64:]))
             append(host, Kind.REFUSED, run, {"uid": uid, "code": code, "reason": reason[:300], "count": unwritten + 1})
-    except (HostError, StoreError, TypeError, ValueError):
-        return
+    except (HostError, StoreError):
+        return False
+    return True
+
+
+def _last_refusal(noted: Json) -> tuple[Moment | None, int]:
+    """When this kind of refusal was last recorded, and how many were not since; from the lock file's note."""
+    try:
+        wall, boot_s, boot_id, unwritten = noted
+        return Moment(float(wall), float(boot_s), str(boot_id)), int(unwritten)
+    except (TypeError, ValueError):
+        return None, 0
 
 
 # --- questions (pure) ----------------------------------------------------------------------------------------

@@ -68,6 +68,11 @@ class Runbook:
     hash: str
     file: str
 
+    @property
+    def needs_engine(self) -> bool:
+        """Whether it makes sense for an engine only."""
+        return bool(self.engines) or any(template.sees(dict(step.parameters), "engine") for step in self.steps)
+
     def resolved_inputs(self, given: Mapping[str, Json]) -> dict[str, Json]:
         """The inputs, typed, with defaults. Raises ConfigurationError with every mistake in what was given."""
         try:
@@ -209,9 +214,7 @@ def _names(files: Files, directory: str, owner: int | None, mistakes: list[Mista
         return []
 
 
-def _load_one(
-    files: Files, name: str, owner: int | None, known: Catalogue, mistakes: list[Mistake]
-) -> Runbook | None:
+def _load_one(files: Files, name: str, owner: int | None, known: Catalogue, mistakes: list[Mistake]) -> Runbook | None:
     try:
         if _refused(files, name, owner, mistakes):
             return None

@@ -120,7 +120,8 @@ def input_model(inputs: Mapping[str, Input]) -> type[BaseModel]:
         if each.choices is not None:
             kind = Literal[tuple(each.choices)]
         limits: dict[str, Any] = {"max_length": 1000, "pattern": each.pattern} if kind is str else {}
-        fields[name] = (kind, Field(default=... if each.default is None else each.default, validate_default=True, **limits))
+        default = ... if each.default is None else each.default
+        fields[name] = (kind, Field(default=default, validate_default=True, **limits))
     return create_model("Inputs", __config__=ConfigDict(extra="forbid", strict=True), **fields)
 
 

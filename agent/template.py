@@ -19,7 +19,7 @@ from agent.model import Json
 NAMES = ("engine", "host", "inputs", "lock")
 """What a template may look into. Never the finding: a runbook acts on names, not on what a machine said."""
 
-_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)  # noqa: S701 - not HTML
+_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
 _PLAIN = (nodes.Output, nodes.TemplateData, nodes.Name, nodes.Getattr, nodes.Getitem, nodes.Const, nodes.Template)
 
 
@@ -38,6 +38,16 @@ def strings(value: Json, path: str) -> Iterator[tuple[str, str]]:
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from strings(item, f"{path}[{index}]")
+
+
+def sees(value: Json, name: str) -> bool:
+    """Whether any template inside the value looks into `name`. The templates are valid."""
+    return any(
+        node.name == name
+        for _, text in strings(value, "")
+        if is_template(text)
+        for node in _ENVIRONMENT.parse(text).find_all(nodes.Name)
+    )
 
 
 def mistakes(text: str, inputs: Mapping[str, Any]) -> list[str]:
@@ -63,25 +73,25 @@ def mistakes(text: str, inputs: Mapping[str, Any]) -> list[str]:
     return wrong
 
 
-def resolve(value: Json, sees: Mapping[str, Json], file: str, path: str) -> Json:
+def resolve(value: Json, known: Mapping[str, Json], file: str, path: str) -> Json:
     """The value with every template looked up. A template that is the whole value keeps the type it finds.
 
     Raises ConfigurationError when a name is undefined or an attribute is not there.
     """
     if isinstance(value, dict):
-        return {key: resolve(item, sees, file, f"{path}.{key}") for key, item in value.items()}
+        return {key: resolve(item, known, file, f"{path}.{key}") for key, item in value.items()}
     if isinstance(value, list):
-        return [resolve(item, sees, file, f"{path}[{index}]") for index, item in enumerate(value)]
+        return [resolve(item, known, file, f"{path}[{index}]") for index, item in enumerate(value)]
     if not isinstance(value, str) or not is_template(value):
         return value
     try:
         whole = _whole(value)
         if whole is not None:
-            found = _ENVIRONMENT.compile_expression(whole, undefined_to_none=False)(**sees)
+            found = _ENVIRONMENT.compile_expression(whole, undefined_to_none=False)(**known)
             if isinstance(found, StrictUndefined):
                 raise ConfigurationError([Mistake(file, path, f"{value} is not defined here")])
             return found
-        return _ENVIRONMENT.from_string(value).render(**sees)
+        return _ENVIRONMENT.from_string(value).render(**known)
     except TemplateError as error:
         raise ConfigurationError([Mistake(file, path, f"{value}: {error}")]) from error
 

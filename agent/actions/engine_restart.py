@@ -21,7 +21,10 @@ from agent.model import Json, Risk
 from agent.plugin import Action, Command, Condition, Noop, Parameters, Plan, PlanStep, Refuse, Target, Wait, WriteFile
 
 KILL_S = 30.0
-"""How long processes may take to vanish after SIGKILL; longer is D state. Freeing 80 GB of pinned memory takes seconds."""
+"""How long processes may take to vanish after SIGKILL; longer is D state.
+
+Freeing tens of GB of pinned memory takes seconds, not half a minute.
+"""
 VRAM_S = 30.0
 """How long the driver may take to give back the memory of processes that are gone."""
 SYSTEMCTL_S = 20.0
@@ -45,27 +48,30 @@ def plan(host: Host, target: Target, params: Any) -> Plan:
     refusal = _hands_off(host, state)
     if refusal is not None:
         return Plan((refusal,))
-    pids = _processes(host, state)
-    before = {
+    pids, now = _processes(host, state.control_group), host.clock.now()
+    before: dict[str, Json] = {
         "unit": unit,
         "invocation_id": state.invocation_id,
         "active": state.active_state,
         "disabled": state.unit_file_state == "disabled",
         "control_group": state.control_group,
         "pids": list(pids),
+        "mark": f"{now.boot_id}/{now.boot_s:.3f}",
     }
     steps: list[PlanStep] = []
     if state.active_state not in STOPPED or pids:
-        steps += _stop(host, target, state)
-    return Plan((*steps, *_start(host, target, state.control_group, pids)), before)
+        steps += _stop(host, target, state, before)
+    return Plan((*steps, *_start(host, target, before, pids)), before)
 
 
-def undo(host: Host, target: Target, params: Any, before: Mapping[str, Json]) -> Plan:
+def undo(host: Host, target: Target, params: Any, before: Mapping[str, Json]) -> Plan:  # noqa: ARG001 - the contract
     """The right end of a cut-off restart is an engine that runs, unless an operator wants otherwise."""
     unit = str(before["unit"])
     state = systemd.unit_state(host, unit)
     if state.invocation_id and state.invocation_id != before.get("invocation_id"):
         return Plan((Noop(f"{unit} has been started since"),))
+    if _noted(host, unit).get("started") == before.get("mark"):
+        return Plan((Noop(f"{unit} was started, and has ended again"),))
     if state.active_state == "active" and not state.job:
         return Plan((Noop(f"{unit} was not stopped yet"),))
     if state.active_state == "activating":
@@ -80,8 +86,8 @@ def undo(host: Host, target: Target, params: Any, before: Mapping[str, Json]) ->
             return _refuse(f"{unit} was {how}, so it stays as it is", "operator-stopped")
     group = state.control_group or str(before.get("control_group", ""))
     known = tuple(int(pid) for pid in before.get("pids") or ())
-    stopping = state.active_state not in STOPPED or bool(process.cgroup_pids(host, group) if group else ())
-    return Plan((*(_kill(host, unit, group, 0.0) if stopping else ()), *_start(host, target, group, known)))
+    stopping = state.active_state not in STOPPED or bool(_processes(host, group))
+    return Plan((*(_kill(unit, group, 0.0) if stopping else ()), *_start(host, target, before, known)))
 
 
 def _refuse(reason: str, code: str) -> Plan:
@@ -108,28 +114,36 @@ def _masked(state: UnitState) -> bool:
     return state.load_state == "masked" or state.unit_file_state.startswith("masked")
 
 
-def _processes(host: Host, state: UnitState) -> tuple[int, ...]:
-    if not state.control_group:
-        return ()
+def _processes(host: Host, group: str) -> tuple[int, ...]:
+    """Every process of the unit. Raises FileTrouble: a control group that cannot be seen is not an empty one."""
+    return process.cgroup_pids(host, group) if group else ()
+
+
+def _note(unit: str, note: Mapping[str, Json]) -> WriteFile:
+    return WriteFile(f"{stops.OUR_STOPS}/{unit}.json", json.dumps(dict(note)) + "\n", 0o640)
+
+
+def _noted(host: Host, unit: str) -> Mapping[str, Json]:
+    """What we noted of our last stop of this unit; empty when there is nothing readable."""
     try:
-        return tuple(process.cgroup_pids(host, state.control_group))
-    except FileTrouble:  # the group goes with its last process
-        return ()
+        note = json.loads(host.files.read_text(f"{stops.OUR_STOPS}/{unit}.json", 4096))
+    except (FileTrouble, ValueError):
+        return {}
+    return note if isinstance(note, dict) else {}
 
 
-def _stop(host: Host, target: Target, state: UnitState) -> list[PlanStep]:
+def _stop(host: Host, target: Target, state: UnitState, before: Mapping[str, Json]) -> list[PlanStep]:
     """Say that the stop is ours, ask, and after the grace kill the whole control group."""
-    note = {"invocation_id": state.invocation_id, "at": host.clock.now().wall}
     return [
-        WriteFile(f"{stops.OUR_STOPS}/{state.unit}.json", json.dumps(note) + "\n", 0o640),
+        _note(state.unit, {"invocation_id": before["invocation_id"], "at": host.clock.now().wall}),
         Command(("systemctl", "stop", "--no-block", state.unit), SYSTEMCTL_S),
-        *_kill(host, state.unit, state.control_group, target.settings.stop_grace_s),
+        *_kill(state.unit, state.control_group, target.settings.stop_grace_s),
     ]
 
 
-def _kill(host: Host, unit: str, group: str, grace_s: float) -> list[PlanStep]:
+def _kill(unit: str, group: str, grace_s: float) -> list[PlanStep]:
     by_hand = ("systemd-cgls", "--unit", unit)
-    empty = Condition(f"{unit} has no process left", lambda host: _is_empty(host, unit, group), by_hand)
+    empty = Condition(f"{unit} has no process left", lambda host: not _processes(host, group), by_hand)
     # systemctl kill fails when the last process has just gone (1); the wait that follows is what counts.
     kill = Command(("systemctl", "kill", "--signal=SIGKILL", unit), SYSTEMCTL_S, accept=(0, 1))
     why = f"processes of {unit} survive SIGKILL: D state, the GPU or a disk hangs; not started on top of them"
@@ -145,16 +159,10 @@ def _kill(host: Host, unit: str, group: str, grace_s: float) -> list[PlanStep]:
     ]
 
 
-def _is_empty(host: Host, unit: str, group: str) -> bool:
-    try:
-        return not (group and process.cgroup_pids(host, group))
-    except FileTrouble:
-        return True
-
-
-def _start(host: Host, target: Target, group: str, pids: tuple[int, ...]) -> list[PlanStep]:
-    """Make sure that nothing is left of the old one, on the GPU either, and start."""
-    unit = str(target.unit)
+def _start(host: Host, target: Target, before: Mapping[str, Json], pids: tuple[int, ...]) -> list[PlanStep]:
+    """Make sure that nothing is left of the old one, on the GPU either, and start, once: the note says so."""
+    unit, invocation = str(before["unit"]), str(before["invocation_id"])
+    note = {"invocation_id": invocation, "at": host.clock.now().wall, "started": before["mark"]}
     steps: list[PlanStep] = []
     if interlock.gpu_matters(host, target.settings.gpu):
         released = Condition(
@@ -164,24 +172,37 @@ def _start(host: Host, target: Target, group: str, pids: tuple[int, ...]) -> lis
         )
         why = f"NVML is silent or still sees memory of processes that are gone; {unit} is not started on such a GPU"
         steps.append(Wait(released, VRAM_S, why=why, code="gpu-hung"))
-    running = Condition(
+    decided = Condition(
         f"{unit} has started or failed",
-        lambda host: systemd.unit_state(host, unit).active_state in ("active", "failed"),
+        lambda host: _start_seen(systemd.unit_state(host, unit), invocation),
         ("systemctl", "is-active", unit),
     )
-    active = Condition(
-        f"{unit} is active",
-        lambda host: systemd.unit_state(host, unit).active_state in ("active", "activating", "inactive"),
-        ("systemctl", "is-active", unit),
+    alive = Condition(
+        f"{unit} has not failed",
+        lambda host: not _start_failed(systemd.unit_state(host, unit)),
+        ("systemctl", "is-failed", unit),
     )
     return [
         *steps,
         # 1: systemd has already forgotten a unit that is not loaded, so nothing is left to reset.
         Command(("systemctl", "reset-failed", unit), SYSTEMCTL_S, accept=(0, 1)),
         Command(("systemctl", "start", "--no-block", unit), SYSTEMCTL_S),
-        Wait(running, target.settings.load_timeout_s, why=f"{unit} does not become active", code="start-timeout"),
-        Wait(active, 0.0, why=f"{unit} failed right after its start"),
+        _note(unit, note),
+        Wait(decided, target.settings.load_timeout_s, why=f"{unit} does not become active", code="start-timeout"),
+        Wait(alive, 0.0, why=f"{unit} failed right after its start"),
     ]
+
+
+def _start_seen(state: UnitState, invocation: str) -> bool:
+    """Whether the start that was asked for has come to an end, a good one or not."""
+    if state.active_state == "active" or _start_failed(state):
+        return True
+    return state.active_state == "inactive" and not state.job and state.invocation_id not in ("", invocation)
+
+
+def _start_failed(state: UnitState) -> bool:
+    """Whether the unit has ended again. One that exited 0 at once is judged by the verification."""
+    return state.active_state == "failed" or state.sub_state.startswith("auto-restart")
 
 
 def _released(host: Host, pids: tuple[int, ...]) -> bool:

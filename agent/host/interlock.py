@@ -58,19 +58,16 @@ def look(host: Host, gpu: bool | None) -> Interlock:
     if not gpu_matters(host, gpu):
         return Interlock(False, "", _why_not(host, gpu))
     loaded, library = driver.loaded_version(host), driver.library_version(host)
-    if loaded is None:
-        return Interlock(True, "driver-inconsistent", "no NVIDIA kernel module is loaded", loaded, library)
-    if library is None:
-        reason = f"the kernel module is {loaded}, but there is no libnvidia-ml on disk"
-        return Interlock(True, "driver-inconsistent", reason, loaded, library)
-    if loaded != library:
-        reason = f"the kernel module is {loaded}, the libraries on disk are {library}"
-        return Interlock(True, "driver-inconsistent", reason, loaded, library)
+    wrong = _apart(loaded, library)
+    if wrong:
+        return Interlock(True, "driver-inconsistent", wrong, loaded, library)
     answer = nvml.ask(host, NVML_DEADLINE_S)
     if answer is None:
         reason = f"NVML did not answer within {NVML_DEADLINE_S:g} s: the driver hangs"
         return Interlock(True, "nvml-silent", reason, loaded, library)
-    if answer.code != 0:
+    if answer.code == nvml.PROBE_FAILED:
+        return Interlock(True, "nvml-silent", answer.meaning, loaded, library, answer)
+    if answer.code != nvml.SUCCESS:
         reason = f"NVML answers {answer.meaning} ({answer.code})"
         return Interlock(True, "driver-inconsistent", reason, loaded, library, answer)
     if answer.driver_version and answer.driver_version != loaded:
@@ -79,7 +76,19 @@ def look(host: Host, gpu: bool | None) -> Interlock:
     return Interlock(True, "", f"module, library and NVML agree on {loaded}", loaded, library, answer)
 
 
+def _apart(loaded: str | None, library: str | None) -> str:
+    """How module and library disagree, "" when they agree."""
+    if loaded is None:
+        return f"no NVIDIA kernel module is loaded, while the libraries on disk are {library}"
+    if library is None:
+        return f"the kernel module is {loaded}, but there is no libnvidia-ml on disk"
+    if loaded != library:
+        return f"the kernel module is {loaded}, the libraries on disk are {library}"
+    return ""
+
+
 def _why_not(host: Host, gpu: bool | None) -> str:
+    """Why the driver does not matter to this engine."""
     if gpu is False:
         return "the engine is configured gpu = false"
     if not driver.traces(host):

@@ -1,0 +1,329 @@
+"""Carries out one run whose attempt is already in the ledger: steps, proof, undo, outcome.
+
+A step's plan is complete, and what its undo needs is on disk, before its first change. When something fails, the steps
+that began are undone in reverse, each from fresh facts. The outcome is written to the transcript, then to the ledger.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from pydantic import ValidationError
+
+from agent import facts, frame, ledger, plugin, template
+from agent.config import Config
+from agent.errors import ConfigurationError, HoldfastError, HostError, Mistake
+from agent.host import Host, systemd
+from agent.ledger import Kind
+from agent.model import CheckResult, Json, Outcome, Status
+from agent.plugin import Action, Plan, Target
+from agent.runbook import Runbook, Step, Verify
+from agent.steps import Performer, StepRefused, StopAsked, before_json, by_hand
+from agent.transcript import Transcript
+
+VERIFY_EVERY_S = 1.0
+"""The pause between two looks while verifying; each look may take as long as its check."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One run: what, on what, with which inputs, and how it can be stopped."""
+
+    host: Host
+    config: Config
+    runbook: Runbook
+    subject: str
+    inputs: Mapping[str, Json]
+    run: str
+    transcript: Transcript
+    stopping: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a run ended. `code` says why in one word, `not_before` (Unix seconds) when a refusal may be tried again."""
+
+    outcome: Outcome
+    summary: str
+    signature: str = ""
+    code: str = ""
+    not_before: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A step that began: its action may have to be undone with what it noted before."""
+
+    index: int
+    step: Step
+    parameters: Mapping[str, Json]
+    before: Mapping[str, Json] | None
+
+
+@dataclass
+class _Progress:
+    """What this run has done so far."""
+
+    begun: list[Begun] = field(default_factory=list)
+    changed: bool = False
+
+
+# --- plans ---------------------------------------------------------------------------------------------------
+
+
+def planned(work: Work, step: Step, known: Mapping[str, Json]) -> tuple[Action, Target, Plan]:
+    """The action, its target with typed parameters, and its plan from fresh facts.
+
+    Raises ConfigurationError when a value is undefined or of the wrong type, and what the action's plan raises.
+    """
+    action = plugin.actions()[step.use]
+    place = f"step {step.name!r}"
+    values = template.resolve(dict(step.parameters), known, work.runbook.file, place)
+    target = _target(work, action, values, place)
+    return action, target, action.plan(work.host, target, target.params)
+
+
+def _target(work: Work, action: Action, values: Mapping[str, Json], place: str) -> Target:
+    try:
+        params = action.params.model_validate(values)
+    except ValidationError as error:
+        raise ConfigurationError(
+            [Mistake(work.runbook.file, f"{place}.{'.'.join(map(str, e['loc']))}", e["msg"]) for e in error.errors()]
+        ) from error
+    target = facts.target(work.config, work.subject, params)
+    named = getattr(params, "engine", None)
+    if named is not None and (target.settings is None or target.settings.name != named):
+        wrong = f"names the engine {named!r}, but the run holds {work.subject}"
+        raise ConfigurationError([Mistake(work.runbook.file, place, wrong)])
+    return target
+
+
+def rehearsed(work: Work) -> list[dict[str, Json]]:
+    """Every step with its real values, as lines for hands; nothing is done. Raises what `planned` raises."""
+    known = facts.seen_by_templates(work.host, work.config, work.subject, work.inputs)
+    shown: list[dict[str, Json]] = []
+    for step in work.runbook.steps:
+        _, target, plan = planned(work, step, known)
+        shown.append(
+            {
+                "name": step.name,
+                "use": step.use,
+                "parameters": target.params.model_dump(mode="json"),
+                "lines": list(by_hand(plan)),
+            }
+        )
+    return shown
+
+
+def plan_hash(runbook: Runbook, subject: str, shown: Sequence[Mapping[str, Json]]) -> str:
+    """What an approval is bound to: the runbook, the subject and every line that would be carried out."""
+    canonical = json.dumps([runbook.hash, subject, list(shown)], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+# --- a run ---------------------------------------------------------------------------------------------------
+
+
+def execute(work: Work) -> Result:
+    """Do all steps and prove the result. Never raises for what the machine does; the outcome is on record after it."""
+    progress = _Progress()
+    try:
+        known = facts.seen_by_templates(work.host, work.config, work.subject, work.inputs)
+        for index, step in enumerate(work.runbook.steps):
+            _step(work, progress, index, step, known)
+        result = verified(work, work.runbook.verify)
+    except StepRefused as error:
+        wait = error.not_before_s
+        not_before = None if wait is None else work.host.clock.now().wall + wait
+        result = Result(Outcome.REFUSED, error.message, code=error.code, not_before=not_before)
+        if progress.changed:
+            result = replace(result, outcome=Outcome.FAILED)
+    except StopAsked as error:
+        result = Result(Outcome.STOPPED, error.message, code=error.code)
+    except HoldfastError as error:
+        result = _failed(work, error.message, error.code)
+    except Exception as error:  # noqa: BLE001 - a bug in an action must still be undone and recorded
+        result = _failed(work, f"{work.runbook.id} crashed: {type(error).__name__}", "crashed")
+    if result.outcome not in (Outcome.SUCCEEDED, Outcome.REFUSED):
+        result = undone(unstoppable(work), result, progress.begun)
+    return finish(work, result)
+
+
+def unstoppable(work: Work) -> Work:
+    """The same work, not to be stopped any more: an undo is carried to its end."""
+    return replace(work, stopping=lambda: False)
+
+
+def finish(work: Work, result: Result) -> Result:
+    """Put the outcome on record, once: transcript first, then ledger. Recovery completes what is cut off in between."""
+    data: dict[str, Json] = {
+        "outcome": result.outcome.value,
+        "summary": result.summary[:500],
+        "signature": result.signature,
+        "code": result.code,
+        "not_before": result.not_before,
+        "runbook": work.runbook.id,
+        "subject": work.subject,
+        "next": "",
+    }
+    if result.outcome in (Outcome.FAILED, Outcome.UNDONE):
+        data["next"] = work.runbook.on_failure
+    if result.outcome is Outcome.REFUSED:
+        work.transcript.write("refused", code=result.code, reason=result.summary[:500], not_before=result.not_before)
+    work.transcript.write("ended", **data)
+    record(work.host, work.run, data, proven=result.outcome is Outcome.SUCCEEDED and work.runbook.verify is not None)
+    return result
+
+
+def record(host: Host, run: str, data: Mapping[str, Json], *, proven: bool) -> None:
+    """The outcome in the ledger; proven health clears the signatures of earlier failures."""
+    ledger.append(host, Kind.OUTCOME, run, data)
+    if proven:
+        ledger.append(host, Kind.RESET, run, {"subject": data.get("subject", "")})
+
+
+def _step(work: Work, progress: _Progress, index: int, step: Step, known: Mapping[str, Json]) -> None:
+    started = work.host.clock.now()
+    place: dict[str, Json] = {"step": index, "name": step.name, "use": step.use}
+    work.transcript.write("step_started", **place, spans_reboot=step.spans_reboot)
+
+    def ended(ok: bool, summary: str, output: str = "") -> None:
+        spent = round(work.host.clock.now().since(started), 3)
+        work.transcript.write("step_ended", **place, ok=ok, summary=summary[:500], duration_s=spent, output=output)
+
+    try:
+        action, target, plan = planned(work, step, known)
+        before = before_json(plan.before)
+        values = target.params.model_dump(mode="json")
+        work.transcript.write("planned", **place, parameters=values, before=before, lines=list(by_hand(plan)))
+        if action.undo is not None and before is not None:
+            progress.begun.append(Begun(index, step, values, before))
+
+        def touch() -> None:
+            progress.changed = True
+
+        done = _performer(work, touch, index).perform(plan, step.timeout_s)
+    except HoldfastError as error:
+        ended(False, error.message)
+        if step.best_effort and not isinstance(error, (StepRefused, StopAsked)):
+            return
+        raise
+    except Exception as error:
+        ended(False, f"crashed: {type(error).__name__}")
+        if step.best_effort:
+            return
+        raise
+    ended(True, done.summary, done.output)
+
+
+def _performer(work: Work, touch: Callable[[], None], index: int) -> Performer:
+    return Performer(
+        work.host,
+        stopping=work.stopping,
+        progress=lambda text: _say(work, index, text),
+        touch=touch,
+        group=ledger.group(work.host),
+    )
+
+
+def _say(work: Work, index: int, text: str) -> None:
+    work.transcript.write("progress", step=index, text=text)
+
+
+# --- proof ---------------------------------------------------------------------------------------------------
+
+
+def verified(work: Work, verify: Verify | None) -> Result:
+    """Look until the check is OK, the unit fails, or the time is over. A runbook without a check is believed.
+
+    Raises StopAsked.
+    """
+    if verify is None:
+        return Result(Outcome.SUCCEEDED, "all steps done")
+    work.transcript.write("verifying", check=verify.check, within_s=verify.within_s)
+    started = work.host.clock.now()
+    while True:
+        result = look(work, verify)
+        if result is None:
+            return _failed(work, f"{verify.check} does not apply to {work.subject}", "unverifiable")
+        if proves(result):
+            work.transcript.write("verified", check=verify.check, summary=result.summary)
+            return Result(Outcome.SUCCEEDED, result.summary)
+        if work.stopping():
+            raise StopAsked("asked to stop while verifying")
+        if _down(work):
+            return _failed(work, f"{work.subject} went down again: {result.summary}", "verify-failed")
+        if work.host.clock.now().since(started) >= verify.within_s:
+            return _failed(work, f"not proven within {verify.within_s:g} s: {result.summary}", "verify-timeout")
+        work.host.clock.sleep(VERIFY_EVERY_S)
+
+
+def look(work: Work, verify: Verify) -> CheckResult | None:
+    """One fresh look with the verifying check; None where it does not apply."""
+    check = plugin.checks()[verify.check]
+    target = work.config.target(check, work.subject)
+    return None if target is None else frame.run_check(work.host, check, target, None)
+
+
+def proves(result: CheckResult | None) -> bool:
+    """Whether one look proves that the repair worked."""
+    return result is not None and result.status is Status.OK
+
+
+def _down(work: Work) -> bool:
+    """Whether the engine's unit has failed, so that waiting longer proves nothing."""
+    engine = facts.engine_of(work.config, work.subject)
+    if engine is None or engine.unit is None:
+        return False
+    try:
+        return facts.has_failed(systemd.unit_state(work.host, engine.unit))
+    except HostError:
+        return False
+
+
+def _failed(work: Work, summary: str, code: str) -> Result:
+    """A failure, with the signature by which it is known when it comes again."""
+    signature, words = facts.failure(work.host, facts.engine_of(work.config, work.subject))
+    return Result(Outcome.FAILED, f"{summary}; {words}" if words else summary, signature or code, code)
+
+
+# --- undo ----------------------------------------------------------------------------------------------------
+
+
+def undone(work: Work, result: Result, begun: Sequence[Begun]) -> Result:
+    """Undo the steps that began, last first, each planned from fresh facts. Never raises for what the machine does.
+
+    A run whose undo changed something and came to its end is `undone`; where nothing had to be undone it stays what it
+    was, and where undo itself failed the summary says so.
+    """
+    changed: list[str] = []
+    troubles: list[str] = []
+
+    def touch() -> None:
+        changed.append("")
+
+    for each in reversed(begun):
+        action = plugin.actions().get(each.step.use)
+        if action is None or action.undo is None or each.before is None:
+            continue
+        place: dict[str, Json] = {"step": each.index, "name": each.step.name, "use": each.step.use}
+        try:
+            target = _target(work, action, each.parameters, f"step {each.step.name!r}")
+            plan = action.undo(work.host, target, target.params, each.before)
+            done = _performer(work, touch, each.index).perform(plan)
+        except HoldfastError as error:
+            troubles.append(f"undo of {each.step.name!r}: {error.message}")
+            work.transcript.write("undone", **place, ok=False, summary=error.message[:500])
+        except Exception as error:  # noqa: BLE001 - the other steps are undone all the same
+            troubles.append(f"undo of {each.step.name!r} crashed: {type(error).__name__}")
+            work.transcript.write("undone", **place, ok=False, summary=troubles[-1])
+        else:
+            work.transcript.write("undone", **place, ok=True, summary=done.summary)
+    if troubles:
+        return replace(result, summary="; ".join((result.summary, *troubles)))
+    if changed and result.outcome in (Outcome.FAILED, Outcome.INTERRUPTED):
+        return replace(result, outcome=Outcome.UNDONE)
+    return result

@@ -1,0 +1,170 @@
+"""Finishes or undoes runs that were cut off: by a reboot, a power cut, a kill.
+
+Judge first: when the proof is already there, the run succeeded. Otherwise a run that had done all its steps, or stood
+in one that spans a reboot, resumes at its proof; any other is undone from fresh facts and then proven, because the
+right end of a cut-off restart is an engine that runs. Exactly one outcome is recorded. Everything needed is in the
+attempt's record and the transcript, so that a changed runbook cannot change the end of a run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from agent import claim, execution, ledger, transcript
+from agent.config import Config
+from agent.decide import Limits
+from agent.errors import FileTrouble, HoldfastError
+from agent.execution import Begun, Result, Work
+from agent.host import Host
+from agent.model import Json, Outcome, Risk
+from agent.protocol import Event
+from agent.runbook import Runbook, Step, Verify
+from agent.steps import StopAsked
+from agent.transcript import Transcript
+
+log = logging.getLogger(__name__)
+
+Tell = Callable[[Event], None]
+
+
+def silent(event: Event) -> None:
+    """Tell nobody."""
+
+
+def attempt_record(runbook: Runbook, subject: str, inputs: Mapping[str, Json]) -> dict[str, Json]:
+    """What an attempt's record must say so that the run can be recovered without its runbook."""
+    return {
+        "runbook": runbook.id,
+        "hash": runbook.hash,
+        "subject": subject,
+        "risk": runbook.risk.value,
+        "inputs": dict(inputs),
+        "steps": len(runbook.steps),
+        "verify": None if runbook.verify is None else [runbook.verify.check, runbook.verify.within_s],
+    }
+
+
+def recover(host: Host, config: Config, *, stopping: Callable[[], bool] = lambda: False) -> list[str]:
+    """Finish every run that has no outcome and no living process; the ids of those that were finished.
+
+    A run that still lives is left alone. Raises StoreError, and StopAsked when
+    asked to stop: what is not finished then is finished next time.
+    """
+    finished = []
+    for attempt in ledger.open_attempts(ledger.read(host).records):
+        held = claim.take(host, attempt.subject, attempt.run)
+        if isinstance(held, str):
+            continue
+        with held:
+            if finish_cut_off(host, config, attempt.run, stopping=stopping):
+                finished.append(attempt.run)
+    return finished
+
+
+def recover_held(host: Host, config: Config, subject: str, *, stopping: Callable[[], bool]) -> None:
+    """Finish what was cut off on a subject that the caller holds, before anything new is decided about it."""
+    for attempt in ledger.open_attempts(ledger.read(host).records):
+        if attempt.subject == subject:
+            finish_cut_off(host, config, attempt.run, stopping=stopping)
+
+
+def finish_cut_off(
+    host: Host, config: Config, run: str, *, stopping: Callable[[], bool] = lambda: False, tell: Tell = silent
+) -> bool:
+    """Give one cut-off run its outcome. The caller holds its subject. False when it has one already."""
+    records = ledger.read(host).records
+    data = ledger.attempt_data(records, run)
+    if data is None or ledger.outcome_of(records, run) is not None:
+        return False
+    try:
+        found = transcript.events(host, run)
+    except FileTrouble:
+        found = ()
+    last = transcript.ended(found)
+    if last is not None:
+        proven = last.data.get("outcome") == Outcome.SUCCEEDED.value and data.get("verify") is not None
+        execution.record(host, run, last.data, proven=proven)
+        return True
+    work = _work(host, config, run, data, stopping, tell)
+    result = _finish(work, data, found)
+    log.warning("run %s on %s was cut off; now %s: %s", run, work.subject, result.outcome, result.summary)
+    return True
+
+
+def _work(
+    host: Host, config: Config, run: str, data: Mapping[str, Json], stopping: Callable[[], bool], tell: Tell
+) -> Work:
+    verify = data.get("verify")
+    runbook = Runbook(
+        id=str(data["runbook"]),
+        title="",
+        explain="",
+        findings=(),
+        engines=(),
+        limits=Limits(),
+        steps=(),
+        verify=None if verify is None else Verify(str(verify[0]), float(verify[1])),
+        on_failure="",
+        inputs={},
+        risk=Risk(data.get("risk", "service")),
+        hash=str(data.get("hash", "")),
+        file=f"run {run}",
+    )
+    return Work(
+        host, config, runbook, str(data["subject"]), data.get("inputs", {}), run, Transcript(host, run, tell), stopping
+    )
+
+
+def _finish(work: Work, data: Mapping[str, Json], found: Sequence[Event]) -> Result:
+    work.transcript.write("progress", text="the run was cut off; recovery looks first whether it has succeeded")
+    started, whole = _stand(found, int(data.get("steps", 0)))
+    begun = _begun(found)
+    verify = work.runbook.verify
+    if verify is not None and (begun or whole):
+        seen = execution.look(work, verify)
+        if seen is not None and execution.proves(seen):
+            work.transcript.write("verified", check=verify.check, summary=seen.summary)
+            return execution.finish(work, Result(Outcome.SUCCEEDED, f"cut off, and proven afterwards: {seen.summary}"))
+    result = Result(Outcome.INTERRUPTED, f"cut off {started}", code="cut-off")
+    resumes = whole or any(event.data.get("spans_reboot") for event in found if event.event == "step_started")
+    if not resumes:
+        result = execution.undone(work, result, begun)
+    if verify is not None and (begun or resumes):
+        try:
+            proof = execution.verified(work, verify)
+        except StopAsked:
+            raise
+        except HoldfastError as error:
+            proof = Result(Outcome.FAILED, error.message, code=error.code)
+        summary = f"{result.summary}; then {proof.summary}"
+        result = replace(proof, summary=summary)
+    return execution.finish(work, result)
+
+
+def _stand(found: Sequence[Event], steps: int) -> tuple[str, bool]:
+    """Where the run stood, in words, and whether all its steps were done."""
+    started = [event for event in found if event.event == "step_started"]
+    if not started:
+        return "before its first step", False
+    ended = {event.data.get("step") for event in found if event.event == "step_ended"}
+    last = started[-1]
+    if last.data.get("step") not in ended:
+        return f"in step {last.data.get('name')!r}", False
+    whole = last.data.get("step") == steps - 1
+    return ("while it was verified" if whole else f"after step {last.data.get('name')!r}"), whole
+
+
+def _begun(found: Sequence[Event]) -> list[Begun]:
+    """The steps whose plan was complete, so that they may have changed something."""
+    return [
+        Begun(
+            int(event.data["step"]),
+            Step(str(event.data["name"]), str(event.data["use"]), {}),
+            event.data["parameters"],
+            event.data["before"],
+        )
+        for event in found
+        if event.event == "planned" and event.data.get("before") is not None
+    ]

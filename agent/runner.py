@@ -1,0 +1,97 @@
+"""The runner's door: one process per connection, as root. Who asks, what they may ask, and one request answered.
+
+Under systemd the accepted Unix socket is file descriptor 0 (Accept=yes); without systemd the daemon starts this as a
+child with one end of a socket pair there. Everything but the gate lives in `agent.verbs`, imported only for a request
+that may be served, so that a flood of refused ones stays cheap.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable
+
+from agent import access, ledger
+from agent.errors import HoldfastError, HostError, Unreachable, UsageError
+from agent.host import Host, Peer, ipc
+from agent.host.ipc import Lines
+from agent.host.real import real_host
+from agent.protocol import MAX_REQUEST_BYTES, Event, Request, line, parse
+
+log = logging.getLogger(__name__)
+
+REQUEST_S = 5.0
+"""A connection must say what it wants within this time; an idle one cannot hold a slot."""
+NO_ID = "0" * 26
+"""The id in the answer to something that was no request."""
+
+
+def main(host: Host | None = None, descriptor: int = 0) -> int:
+    """Answer the request on the socket at `descriptor`; the process's exit code. Never raises."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGINT, lambda *_: stop.set())
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    host = host or real_host()
+    try:
+        with ipc.from_fd(descriptor) as connection:
+            return answer(host, connection, stop.is_set)
+    except HostError as error:
+        log.warning("%s", error.message)
+        return error.exit_code
+
+
+def answer(host: Host, connection: Lines, stopping: Callable[[], bool]) -> int:
+    """Read one request from a connection, check who asks, and serve it. Exit code 0, or that of the error."""
+    peer = connection.peer()
+    tell = _teller(connection)
+    try:
+        said = connection.receive(REQUEST_S, limit=MAX_REQUEST_BYTES)
+        request: Request = parse(Request, said or b"")
+    except Unreachable as error:
+        code = "request-too-large" if error.kind == "too-large" else "no-request"
+        return _refuse(host, peer, NO_ID, tell, code, error.message)
+    except UsageError as error:
+        return _refuse(host, peer, NO_ID, tell, error.code, error.message)
+    who = access.role(host, peer)
+    no = access.refusal(who, request)
+    if no is not None:
+        return _refuse(host, peer, request.id, tell, *no)
+    from agent import verbs  # noqa: PLC0415 - a refused request must stay cheap; nothing has begun yet
+
+    try:
+        verbs.serve(host, request, who, peer.uid, tell, stopping)
+    except HoldfastError as error:
+        log.warning("request %s: %s: %s", request.id, error.code, error.message)
+        return _refuse(host, peer, request.id, tell, error.code, error.message)
+    return 0
+
+
+def _refuse(host: Host, peer: Peer, request: str, tell: Callable[[Event], None], code: str, reason: str) -> int:
+    """Answer with a refusal and put it on record, at most one record in ten seconds of each kind."""
+    data = {"code": code, "reason": reason, "not_before": None, "needs_approval": False}
+    tell(Event(id=request, seq=0, at=host.clock.now().wall, event="refused", data=data))
+    try:
+        ledger.prepare(host)
+    except HostError as error:
+        log.warning("the runner's directory cannot be made: %s", error.message)
+        return error.exit_code
+    if ledger.refused(host, peer.uid, code, reason, "" if request == NO_ID else request):
+        log.warning("refused uid %d (pid %d): %s: %s", peer.uid, peer.pid, code, reason)
+    return 0
+
+
+def _teller(connection: Lines) -> Callable[[Event], None]:
+    """Sends events; a client that has gone or does not read costs the run nothing."""
+
+    def tell(event: Event) -> None:
+        connection.send(line(event))
+
+    return tell
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""Performs one action's plan, step by step, and words the same plan for hands.
+
+There is one plan: what is performed here is what `by_hand` prints.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from agent.errors import CommandFailed, HoldfastError, HostError
+from agent.host import Host
+from agent.model import Json
+from agent.plugin import Command, Noop, Plan, PlanStep, Read, Wait, WriteFile
+
+POLL_S = 0.2
+"""How often a condition is looked at."""
+OUTPUT_LIMIT = 8192
+"""Characters of output kept of one action."""
+
+
+class StepFailed(HoldfastError):
+    """A step did not do what it should. `code` goes into the run's signature where the engine's log says nothing."""
+
+    code = "step-failed"
+
+
+class StepRefused(HoldfastError):
+    """The plan refuses. `not_before_s` is how long to wait, None when waiting will not help."""
+
+    code = "refused"
+
+    def __init__(self, message: str, code: str, not_before_s: float | None) -> None:
+        super().__init__(message, code=code)
+        self.not_before_s = not_before_s
+
+
+class StopAsked(HoldfastError):
+    """Somebody asked this run to stop (SIGTERM)."""
+
+    code = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Performed:
+    """What a plan left behind: one line, the output that was kept, and whether anything was changed."""
+
+    summary: str
+    output: str
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Performer:
+    """How plans are performed in one run.
+
+    stopping: whether somebody asked to stop; looked at between steps and while waiting. A command that has begun is
+        left to end. group: owner group of files below `own`. touch: called right before the first change.
+    """
+
+    host: Host
+    stopping: Callable[[], bool] = lambda: False
+    progress: Callable[[str], None] = lambda _: None
+    touch: Callable[[], None] = lambda: None
+    own: str = "/var/lib/holdfast-runner/"
+    group: str | None = None
+
+    def perform(self, plan: Plan, timeout_s: float | None = None) -> Performed:
+        """Do all of it. Raises StepFailed, StepRefused or StopAsked.
+
+        timeout_s: a limit on the whole, looked at between steps and while waiting; each command has its own.
+        """
+        started = self.host.clock.now()
+        kept: list[str] = []
+        changed = False
+        summary = "done"
+        for step in plan.steps:
+            if self.stopping():
+                raise StopAsked("asked to stop")
+            left = None if timeout_s is None else timeout_s - self.host.clock.now().since(started)
+            if left is not None and left <= 0:
+                raise StepFailed(f"not done within {timeout_s:g} s", code="timeout")
+            if isinstance(step, (Command, WriteFile)):
+                self.touch()
+                changed = True
+            said = self._one(step, left)
+            if isinstance(step, Noop):
+                summary = said
+            elif said:
+                kept.append(said)
+        return Performed(summary, "\n".join(kept)[:OUTPUT_LIMIT], changed)
+
+    def _one(self, step: PlanStep, left_s: float | None) -> str:
+        """What the step said. The order of kinds is that of `PlanStep`."""
+        try:
+            if isinstance(step, Command):
+                return self._command(step, left_s)
+            if isinstance(step, WriteFile):
+                group = self.group if step.path.startswith(self.own) else None
+                self.host.files.write_atomic(step.path, step.content, step.mode, group=group)
+                return ""
+            if isinstance(step, Wait):
+                return self._wait(step, left_s)
+            if isinstance(step, Read):
+                return f"{step.words}: {json.dumps(step.read(self.host), sort_keys=True)}"
+        except CommandFailed as error:
+            raise StepFailed(error.message, code=error.code) from error
+        except HostError as error:
+            raise StepFailed(error.message, where=error.where) from error
+        if isinstance(step, Noop):
+            return step.reason
+        raise StepRefused(step.reason, step.code, step.not_before_s)
+
+    def _command(self, step: Command, left_s: float | None) -> str:
+        timeout_s = step.timeout_s if left_s is None else min(step.timeout_s, max(left_s, 0.1))
+        done = self.host.run(step.argv, timeout_s=timeout_s, user=step.user, cwd=step.cwd)
+        if done.rc not in step.accept:
+            last = (done.stderr.strip() or "no message").splitlines()[-1]
+            raise StepFailed(f"{shlex.join(step.argv)} exited {done.rc}: {last[:200]}", code="command-failed")
+        return done.stdout.strip() if step.keep else ""
+
+    def _wait(self, step: Wait, left_s: float | None) -> str:
+        started = self.host.clock.now()
+        limit_s = step.timeout_s if left_s is None else min(step.timeout_s, left_s)
+        told = False
+        while not step.until.test(self.host):
+            if self.stopping():
+                raise StopAsked(f"asked to stop while waiting until {step.until.words}")
+            if self.host.clock.now().since(started) >= limit_s:
+                if step.on_timeout is not None:
+                    return self._one(step.on_timeout, left_s)
+                raise StepFailed(step.why or f"waited {limit_s:g} s in vain until {step.until.words}", code=step.code)
+            if not told and self.host.clock.now().since(started) > 1.0:
+                self.progress(f"waiting until {step.until.words}")
+                told = True
+            self.host.clock.sleep(POLL_S)
+        return ""
+
+
+def by_hand(plan: Plan) -> list[str]:
+    """The plan as lines a person can type or read: commands as they are, the rest as comments."""
+    return [line for step in plan.steps for line in _line(step)]
+
+
+def _line(step: PlanStep) -> list[str]:
+    if isinstance(step, Command):
+        as_user = ("runuser", "-u", step.user, "--") if step.user else ()
+        line = shlex.join((*as_user, *step.argv))
+        return [f"cd {shlex.quote(step.cwd)} && {line}" if step.cwd else line]
+    if isinstance(step, WriteFile):
+        return [f"# write {shlex.quote(step.path)} (mode {step.mode:o})"]
+    if isinstance(step, Wait):
+        looked = [f"{shlex.join(step.until.by_hand)}    # until {step.until.words}, at most {step.timeout_s:g} s"]
+        lines = looked if step.until.by_hand else [f"# wait until {step.until.words}, at most {step.timeout_s:g} s"]
+        if step.on_timeout is not None:
+            return [*lines, *(f"{line}    # only if it does not" for line in _line(step.on_timeout))]
+        return lines
+    if isinstance(step, Read):
+        return [f"{shlex.join(step.by_hand)}    # {step.words}" if step.by_hand else f"# look at {step.words}"]
+    if isinstance(step, Noop):
+        return [f"# nothing to do: {step.reason}"]
+    return [f"# refused: {step.reason}"]
+
+
+def before_json(before: Mapping[str, Json] | None) -> Json:
+    """What undo will need, as plain JSON."""
+    return None if before is None else json.loads(json.dumps(dict(before)))
