@@ -98,7 +98,7 @@ def _ubuntu_mirror(script: Path, suite: str) -> str:
     for mirror in dict.fromkeys(re.findall(r"default_mirror\s+(\S*ubuntu\S*)", script.read_text(encoding="utf-8"))):
         try:
             _fetch(f"{mirror}/dists/{suite}/Release", f"the Ubuntu archive for {suite}")
-        except UnavailableError as error:  # noqa: PERF203 (two mirrors)
+        except UnavailableError as error:
             reasons.append(str(error))
         else:
             return str(mirror)
