@@ -80,7 +80,7 @@ def ack(incident: IncidentId = None) -> Result:
     session = current()
     with memory() as store:
         found = pick(store, incident)
-    control(session, "acknowledge", {"incident": found.id, "who": session.caller})
+    control(session, "acknowledge", {"incident": found.id})
     text = f"acknowledged {found.id}: {found.finding} {found.subject}, by {session.caller}"
     return Result("acknowledged", {"incident": found.id, "by": session.caller}, plain(text))
 

@@ -6,14 +6,16 @@ a check or engine that is gone leaves no stale series.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from agent.model import Status, Urgency, Verdict
+
+log = logging.getLogger(__name__)
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """The media type of the text format that every Prometheus since 0.4 reads."""
@@ -49,6 +51,30 @@ def exposition(snapshot: Snapshot) -> bytes:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Once(tuple(_families(snapshot))))
     return generate_latest(registry)
+
+
+class Exporter:
+    """Serves /metrics on loopback. `ask` makes a snapshot; while it cannot, a scrape fails, as it should."""
+
+    def __init__(self, listen: str, ask: Callable[[], Snapshot]) -> None:
+        host, _, port = listen.rpartition(":")
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Live(ask))
+        self._server, self._thread = start_http_server(int(port), host.strip("[]"), registry)
+
+    def stop(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(1.0)
+
+
+class _Live(Collector):
+    def __init__(self, ask: Callable[[], Snapshot]) -> None:
+        self._ask = ask
+
+    def collect(self) -> Iterable[Metric]:
+        return tuple(_families(self._ask()))
 
 
 class _Once(Collector):
@@ -123,3 +149,76 @@ def _families(now: Snapshot) -> Iterator[Metric]:
     )
     yield _gauge("holdfast_loop_lag_seconds", "How late the daemon's last tick was.", (), [((), now.loop_lag_s)])
     yield _gauge("holdfast_paused", "1 while acting is paused.", (), [((), float(now.paused))])
+
+
+class Exporter:
+    """Serves /metrics until it is stopped. `problem` says why nothing is served, "" when it is or should not be."""
+
+    def __init__(self, listen: str, ask: Callable[[], Snapshot]) -> None:
+        self.problem = ""
+        self._server: ThreadingHTTPServer | None = None
+        if listen == "off":
+            return
+        address, _, port = listen.rpartition(":")
+        kind = _ServerV6 if address.startswith("[") else _Server
+        try:
+            self._server = kind((address.strip("[]"), int(port)), _handler(ask))
+        except (OSError, OverflowError) as error:
+            self.problem = f"{listen}: cannot listen: {getattr(error, 'strerror', None) or error}"
+            log.error("metrics are not served: %s", self.problem)
+            return
+        threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on, 0 for none."""
+        return int(self._server.server_address[1]) if self._server else 0
+
+    def stop(self) -> None:
+        """Stop serving."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+
+def serve(listen: str, ask: Callable[[], Snapshot]) -> Exporter:
+    """Serve /metrics at `listen` ("127.0.0.1:9835", "[::1]:9835" or "off"). Never raises: watching matters more.
+
+    ask: gives the snapshot of this moment; called from a worker thread for each scrape.
+    """
+    return Exporter(listen, ask)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+
+class _ServerV6(_Server):
+    address_family = AF_INET6
+
+
+def _handler(ask: Callable[[], Snapshot]) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 10  # seconds a client may take; a scraper that hangs must not keep a thread
+
+        def do_GET(self) -> None:
+            if self.path.partition("?")[0] != "/metrics":
+                self.send_error(404)
+                return
+            try:
+                body = exposition(ask())
+            except Exception as error:  # noqa: BLE001 - a failed scrape is the scraper's news, not the daemon's end
+                log.error("metrics cannot be told: %s", type(error).__name__)
+                self.send_error(503)
+                return
+            self.send_response(200)
+            self.send_header("Content-Type", CONTENT_TYPE)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+            """Scrapes are not worth a line each."""
+
+    return Handler

@@ -1,0 +1,148 @@
+"""`holdfast run`: run one runbook on one subject, as root, and follow it to the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from agent.cli._common import Force, configuration, need_root, unknown
+from agent.cli._result import Live, Result
+from agent.cli._session import current
+from agent.cli._verb import Verb
+from agent.errors import UsageError
+from agent.model import Json
+
+if TYPE_CHECKING:
+    from agent.config import Config
+    from agent.protocol import Request
+    from agent.runbook import Runbook
+
+
+def _runbooks(incomplete: str) -> list[str]:
+    found = set()
+    for directory in ("/usr/share/holdfast/runbooks", "/etc/holdfast/runbooks.d"):
+        if current().host.files.exists(directory):
+            found |= {name.rpartition(".")[0] for name in current().host.files.listdir(directory)}
+    return sorted(name for name in found if name.startswith(incomplete))
+
+
+def run(
+    runbook: Annotated[
+        str | None, typer.Argument(metavar="RUNBOOK", help="The runbook's id: holdfast runbook list.", autocompletion=_runbooks)
+    ] = None,
+    subject: Annotated[str | None, typer.Option("--subject", help="What to run it on: host, engine:NAME.")] = None,
+    engine: Annotated[str | None, typer.Option("--engine", help="The engine to run it on; short for --subject engine:NAME.")] = None,
+    inputs: Annotated[list[str] | None, typer.Option("--input", metavar="NAME=VALUE", help="One of the runbook's inputs.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show every step with its real values and do nothing.")] = False,
+    force: Force = False,
+    because: Annotated[str, typer.Option("--because", help="Why, for the record.")] = "",
+    follow: Annotated[str | None, typer.Option("--follow", metavar="RUN", help="Follow a run that is already going on.")] = None,
+) -> Result | Live:
+    """Run a runbook on a subject and follow it to the end.
+
+    The exit code is 0 when it succeeded, 1 when it was stopped, 2 when it failed, 77 when it was refused. Ctrl-C
+    leaves the run going on.
+    """
+    from agent.cli import _follow
+    from agent.cli._sockets import new_id
+
+    session = current()
+    if follow is not None:
+        if runbook is not None:
+            raise UsageError("--follow takes a run, not a runbook", hint="holdfast run --follow RUN")
+        return _follow.run(session, _request(do="follow", id=follow))
+    if runbook is None:
+        raise UsageError("no runbook was given", hint="holdfast runbook list")
+    if subject and engine:
+        raise UsageError("--subject and --engine exclude each other", hint=f"holdfast run {runbook} --engine NAME")
+    need_root(session, f"holdfast run {runbook}")
+    settings = configuration()
+    book = find(runbook)
+    about = choose_subject(settings, book, f"engine:{engine}" if engine else subject)
+    given = typed(inputs or (), book)
+    request = _request(
+        do="plan" if dry_run else "run", id=new_id(), runbook=book.id, subject=about, args=given, because=because[:500], force=force
+    )
+    if not dry_run:
+        return _follow.run(session, request, total=len(book.steps))
+    planned = _follow.plan(session, request)
+    lines = [f"# {book.id} on {about}: {book.title}", *_follow.plan_lines(planned)]
+    return Result("plan", {"runbook": book.id, "subject": about, **planned}, lambda _width: "\n".join(lines))
+
+
+def _request(**fields: Json) -> Request:
+    from pydantic import ValidationError
+
+    from agent.protocol import Request
+
+    try:
+        return Request.model_validate(fields)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise UsageError(f"this cannot be asked: {wrong}", hint="holdfast run --help") from None
+
+
+def find(runbook: str) -> Runbook:
+    """The runbook with this id. Raises UsageError, ConfigurationError."""
+    from agent.runbook import load
+
+    books = load(current().host.files)
+    found = books.get(runbook)
+    if found is None:
+        unknown("runbook", runbook, books.by_id)
+    return found
+
+
+def choose_subject(settings: Config, book: Runbook, given: str | None) -> str:
+    """The subject to run on: the one given, or the only one that fits. Raises UsageError."""
+    fitting = fitting_subjects(settings, book)
+    if given is not None:
+        if given not in fitting:
+            unknown(f"subject for {book.id}", given, fitting)
+        return given
+    if len(fitting) == 1:
+        return fitting[0]
+    if not fitting:
+        raise UsageError(f"nothing here fits {book.id}", hint="sudo holdfast init")
+    raise UsageError(f"{book.id} fits several subjects: say which", hint=f"--subject {' | '.join(fitting)}")
+
+
+def fitting_subjects(settings: Config, book: Runbook) -> tuple[str, ...]:
+    """The subjects that a runbook could run on: engines where it speaks of one, else the host."""
+    engines = [e for e in settings.engines if not book.engines or e.kind in book.engines]
+    speaks = bool(book.engines) or "engine." in str([step.parameters for step in book.steps])
+    return tuple(f"engine:{engine.name}" for engine in engines) if speaks else ("host",)
+
+
+def typed(words: Iterable[str], book: Runbook) -> Mapping[str, Json]:
+    """The inputs from NAME=VALUE words, typed as the runbook declares. Raises UsageError, ConfigurationError."""
+    given: dict[str, Json] = {}
+    for word in words:
+        name, separator, value = word.partition("=")
+        if not separator:
+            raise UsageError(f"{word!r} is not NAME=VALUE", hint=f"inputs of {book.id}: {', '.join(book.inputs) or 'none'}")
+        declared = book.inputs.get(name)
+        if declared is None:
+            unknown(f"input of {book.id}", name, book.inputs)
+        given[name] = _value(declared.type, value, name)
+    return given
+
+
+def _value(kind: str, text: str, name: str) -> Json:
+    try:
+        if kind == "integer":
+            return int(text)
+        if kind == "number":
+            return float(text)
+    except ValueError:
+        raise UsageError(f"{name}: {text!r} is no {kind}") from None
+    if kind == "boolean":
+        if text.lower() not in ("true", "false", "yes", "no"):
+            raise UsageError(f"{name}: {text!r} is neither true nor false")
+        return text.lower() in ("true", "yes")
+    return text
+
+
+VERB = Verb(commands=(run,))
