@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Vendor the locked libraries: fetch each wheel by its hash, unpack it, and write the bill of materials.
 
-The lock (requirements/runtime.txt) names every library once for all supported Pythons. A library whose wheel is the same file for
-every Python goes to `common`; one that differs, or that only some Pythons need, goes to `cp310` ... `cp314`.
+The lock (requirements/runtime.txt) names every library once for all supported Pythons. A library whose wheel is the
+same file for every Python goes to `common`; one that differs, or that only some Pythons need, goes to `cp310` ...
+`cp314`.
 
 Runs on the build environment of script/build-deb (requirements/build.txt).
 """
@@ -34,8 +35,8 @@ GLIBC_MINORS = (17, 24, 26, 27, 28)
 COMPILED = frozenset({"markupsafe", "psutil", "pydantic-core", "pyyaml"})
 # Libraries that are published as source only; their wheel is built here.
 SOURCE_ONLY = frozenset({"sdnotify"})
-# Only these files of a .dist-info directory are of use at run time: the version, and the entry points that apscheduler looks up.
-# Licences stand in debian/copyright; RECORD would list files the package does not ship.
+# Only these files of a .dist-info directory are of use at run time: the version, and the entry points that apscheduler
+# looks up. Licences stand in debian/copyright; RECORD would list files the package does not ship.
 KEPT_METADATA = frozenset({"METADATA", "entry_points.txt"})
 # nvidia-ml-py installs a sample program as the top-level module `example`.
 STRAY_MODULES = frozenset({"example.py"})
@@ -67,7 +68,9 @@ class Pin:
 
     def requirement(self) -> str:
         """Render the line for pip, without the marker: it is decided here, for the Python that is built for."""
-        return " ".join([f"{self.name}=={self.version}", *(f"--hash=sha256:{digest}" for digest in sorted(self.hashes))])
+        return " ".join(
+            [f"{self.name}=={self.version}", *(f"--hash=sha256:{digest}" for digest in sorted(self.hashes))]
+        )
 
 
 @dataclass(slots=True)
@@ -82,8 +85,8 @@ class Vendored:
 def read_lock(text: str) -> list[Pin]:
     """Parse a hashed requirements file; any line that is not understood is an error."""
     pins = []
-    for line in re.sub(r"\\\n", " ", text).splitlines():
-        line = line.split("#", 1)[0].strip()
+    for raw in re.sub(r"\\\n", " ", text).splitlines():
+        line = raw.split("#", 1)[0].strip()
         if not line:
             continue
         match = re.fullmatch(r"([A-Za-z0-9._-]+)==(\S+)\s*(?:;\s*(.*?))?((?:\s+--hash=sha256:[0-9a-f]{64})+)", line)
@@ -120,7 +123,18 @@ def fetch(pins: list[Pin], cache: Path, kind: str, options: list[str]) -> Path:
     wanted.write_text("".join(f"{pin.requirement()}\n" for pin in pins))
     base: list[str | Path] = ["download", "--no-deps", "--require-hashes", *options, "--requirement", wanted]
     offline = subprocess.run(
-        [sys.executable, "-m", "pip", "--quiet", *map(str, base), "--no-index", "--find-links", store, "--dest", target],
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "--quiet",
+            *map(str, base),
+            "--no-index",
+            "--find-links",
+            store,
+            "--dest",
+            target,
+        ],
         stdin=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         check=False,
@@ -139,7 +153,13 @@ def fetch_all(pins: list[Pin], cache: Path, machine: str) -> list[Vendored]:
     """Fetch every pinned library for every supported Python."""
     by_name = {pin.name: Vendored(pin) for pin in pins}
     pure = [pin for pin in pins if pin.name not in COMPILED | SOURCE_ONLY]
-    any_platform = ["--only-binary=:all:", "--python-version=3.10", "--implementation=py", "--abi=none", "--platform=any"]
+    any_platform = [
+        "--only-binary=:all:",
+        "--python-version=3.10",
+        "--implementation=py",
+        "--abi=none",
+        "--platform=any",
+    ]
     found = fetch(pure, cache, "pure", any_platform)
     for path in found.iterdir():
         name = canonicalize_name(parse_wheel_filename(path.name)[0])
@@ -236,7 +256,8 @@ def embedded_components(wheel: Path) -> list[dict[str, object]]:
             if re.fullmatch(r"[^/]+\.dist-info/sboms/.*\.json", name):
                 found = json.loads(archive.read(name)).get("components", [])
                 components += [
-                    {key: item[key] for key in ("type", "name", "version", "purl", "licenses") if key in item} for item in found
+                    {key: item[key] for key in ("type", "name", "version", "purl", "licenses") if key in item}
+                    for item in found
                 ]
     return sorted(components, key=lambda item: (str(item.get("name")), str(item.get("version"))))
 
@@ -244,14 +265,20 @@ def embedded_components(wheel: Path) -> list[dict[str, object]]:
 def licence_of(name: str, copyright_text: str) -> str:
     """Return the licence that debian/copyright states for a vendored library."""
     for stanza in copyright_text.split("\n\n"):
-        if re.search(rf"^\s+vendor/\*/{re.escape(name.replace('-', '_'))}-\*\.dist-info/\*$", stanza, re.MULTILINE | re.IGNORECASE):
+        if re.search(
+            rf"^\s+vendor/\*/{re.escape(name.replace('-', '_'))}-\*\.dist-info/\*$",
+            stanza,
+            re.MULTILINE | re.IGNORECASE,
+        ):
             found = re.search(r"^License: (.+)$", stanza, re.MULTILINE)
             if found:
                 return found[1]
     raise SystemExit(f"vendor: debian/copyright has no entry for {name}")
 
 
-def bill_of_materials(libraries: list[Vendored], version: str, architecture: str, copyright_text: str) -> dict[str, object]:
+def bill_of_materials(
+    libraries: list[Vendored], version: str, architecture: str, copyright_text: str
+) -> dict[str, object]:
     """Render the bill of materials (CycloneDX 1.5): the same input always gives the same bytes."""
     components: list[dict[str, object]] = []
     for library in libraries:
@@ -262,7 +289,9 @@ def bill_of_materials(libraries: list[Vendored], version: str, architecture: str
         shipped: dict[str, list[str]] = defaultdict(list)
         for directory, path in placed.items():
             shipped[(library.source or path).name].append(directory)
-        digests = {path.name: sha256(path) for path in [*placed.values(), *([library.source] if library.source else [])]}
+        digests = {
+            path.name: sha256(path) for path in [*placed.values(), *([library.source] if library.source else [])]
+        }
         component: dict[str, object] = {
             "type": "library",
             "bom-ref": purl,
@@ -308,7 +337,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", choices=MACHINES, required=True)
     parser.add_argument("--lock", type=Path, required=True)
-    parser.add_argument("--copyright", type=Path, required=True, help="debian/copyright, which must have an entry per library")
+    parser.add_argument(
+        "--copyright", type=Path, required=True, help="debian/copyright, which must have an entry per library"
+    )
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--version", required=True)
     parser.add_argument("--target", type=Path, required=True, help="becomes vendor/{common,cp310,...}")
