@@ -27,7 +27,11 @@ class Adviser:
     """
 
     def __init__(
-        self, host: Host, config: Config, runbooks: Runbooks, results: Callable[[], Mapping[tuple[str, str], CheckResult]]
+        self,
+        host: Host,
+        config: Config,
+        runbooks: Runbooks,
+        results: Callable[[], Mapping[tuple[str, str], CheckResult]],
     ) -> None:
         self.config = config
         self.runbooks = runbooks
@@ -57,7 +61,9 @@ class Adviser:
             why = "no runbook can cure this" if not self._is_manual(finding) else "a person must act"
             return Advice(None, Decision(False, why, "manual"), left=why, command=explain)
         decision = self._decide(runbook, finding, now)
-        return Advice(runbook.id, decision, left=self._left(decision), command=self._command(runbook, finding, decision))
+        return Advice(
+            runbook.id, decision, left=self._left(decision), command=self._command(runbook, finding, decision)
+        )
 
     def _is_manual(self, finding: Finding) -> bool:
         rule = plugin.rules().get(finding.id)

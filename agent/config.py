@@ -42,7 +42,9 @@ class AutonomySettings(Parameters):
 class DaemonSettings(Parameters):
     """The daemon itself."""
 
-    metrics_listen: str = Field(default="127.0.0.1:9835", pattern=r"^(127\.\d+\.\d+\.\d+|\[::1\]|localhost):\d{1,5}$|^off$")
+    metrics_listen: str = Field(
+        default="127.0.0.1:9835", pattern=r"^(127\.\d+\.\d+\.\d+|\[::1\]|localhost):\d{1,5}$|^off$"
+    )
     """Where /metrics is served; loopback only, or "off"."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What goes to the journal."""
@@ -133,7 +135,9 @@ class Config:
                     yield check, target
 
 
-def load(files: Files, *, path: str = CONFIG_FILE, directory: str = CONFIG_DIRECTORY, owner: int | None = None) -> Config:
+def load(
+    files: Files, *, path: str = CONFIG_FILE, directory: str = CONFIG_DIRECTORY, owner: int | None = None
+) -> Config:
     """Read, merge and validate all files. A missing file is an empty one.
 
     owner: refuse files that anyone but this uid (and root) can write, as the runner does.
@@ -169,7 +173,11 @@ def _read(files: Files, name: str, mistakes: list[Mistake], owner: int | None) -
         if owner is not None:
             stat = files.stat(name)
             if stat.uid not in (0, owner) or stat.mode & 0o022:
-                mistakes.append(Mistake(name, "", "others than root can write it, so the runner refuses it", "chown root; chmod go-w"))
+                mistakes.append(
+                    Mistake(
+                        name, "", "others than root can write it, so the runner refuses it", "chown root; chmod go-w"
+                    )
+                )
                 return None
         return files.read_text(name)
     except FileTrouble as error:
@@ -277,8 +285,12 @@ class _Reader:
         for index, value in enumerate(tables):
             here = (name, index)
             kind = value.get("kind") if isinstance(value, dict) else None
-            if kind not in models:
-                self.wrong((*here, "kind"), "missing" if kind is None else f"unknown kind {kind!r}" + _near(kind, models), ", ".join(models))
+            if not isinstance(kind, str) or kind not in models:
+                self.wrong(
+                    (*here, "kind"),
+                    "missing" if kind is None else f"unknown kind {kind!r}" + _near(kind, models),
+                    ", ".join(models),
+                )
                 continue
             settings = self._model(models[kind], value, here)
             if isinstance(value.get("name"), str) and value["name"] in names:
@@ -305,7 +317,9 @@ class _Reader:
                 self.wrong(("check", identifier), "must be a table")
                 given = {}
             own = {key: value for key, value in given.items() if key not in ("every_s", "enabled")}
-            frame = self._model(_CheckFrame, {k: given[k] for k in ("every_s", "enabled") if k in given}, ("check", identifier))
+            frame = self._model(
+                _CheckFrame, {k: given[k] for k in ("every_s", "enabled") if k in given}, ("check", identifier)
+            )
             params = self._model(check.params, own, ("check", identifier))
             if frame is not None and params is not None:
                 settings[identifier] = CheckSettings(frame.enabled, frame.every_s or check.every_s, params)
@@ -329,7 +343,9 @@ class _Reader:
         elif each["type"] == "missing":
             self.wrong(here, "missing")
         else:
-            shown = each["input"] if isinstance(each["input"], (str, int, float, bool)) else type(each["input"]).__name__
+            shown = (
+                each["input"] if isinstance(each["input"], (str, int, float, bool)) else type(each["input"]).__name__
+            )
             self.wrong(here, f"{shown!r}: {each['msg']}", "" if allowed in each["msg"] else allowed)
 
 

@@ -19,6 +19,9 @@ from agent.plugin import Confirm
 Key = tuple[str, str]
 NewId = Callable[[], str]
 
+LOST_S = 15.0
+"""How long to wait before asking again for a run that the runner never heard of."""
+
 _RANK = {Urgency.INFO: 0, Urgency.WARNING: 1, Urgency.CRITICAL: 2}
 
 
@@ -27,8 +30,9 @@ class Circumstances:
     """What an advance needs to know beside the findings.
 
     confirm: how much evidence each finding needs. held: subjects with a run in flight. explained: keys whose
-    explaining checks have answered since the suspicion. curable: keys that an allowed run may cure. paused: keys that
-    no run may cure because a person has paused Holdfast or a planned change is open. prefix: start of the dedup key ("holdfast/1a2b3c4d").
+    explaining checks have answered since the suspicion. curable: keys that an allowed run may cure. paused: keys
+    that no run may cure because a person has paused Holdfast or a planned change is open. prefix: the start of
+    every dedup key ("holdfast/1a2b3c4d").
     """
 
     confirm: Mapping[str, Confirm]
@@ -52,10 +56,7 @@ class Advance:
 def advance(
     incidents: Mapping[Key, Incident], findings: Iterable[Finding], now: Moment, world: Circumstances
 ) -> Advance:
-    """Move every incident one step. `incidents` holds the latest incident of each key, resolved ones included.
-
-    Only changed incidents are returned.
-    """
+    """Move every incident one step. `incidents` holds the latest incident of each key, resolved ones included."""
     changed: list[Incident] = []
     told: list[Transition] = []
     awaiting: list[Finding] = []
@@ -63,36 +64,54 @@ def advance(
     for finding in findings:
         present.add(finding.key)
         known = incidents.get(finding.key)
-        if known is None or known.phase is Phase.RESOLVED:
-            if finding.over:
-                if known is None or known.signature != finding.signature:
-                    incident = _resolved(_seen(_new(finding, now, world), finding, now, world), now)
-                    changed.append(incident)
-                    told.append(_transition(incident, now, "over", finding.summary, world))
-                continue
-            known = _new(finding, now, world)
-        after = _seen(known, finding, now, world)
-        if after.phase is Phase.PENDING and finding.subject not in world.held and _confirmed(after, now, world):
-            if finding.key in world.explained:
-                after = after.changed(phase=Phase.OPEN, opened_at=now, changed_at=now)
-                told.append(_transition(after, now, "opened", finding.summary, world))
-            else:
-                awaiting.append(finding)
-        elif after.phase not in (Phase.PENDING, Phase.RESOLVED) and _RANK[after.urgency] > _RANK[known.urgency]:
-            told.append(_transition(after, now, "raised", finding.summary, world))
+        if known is not None and known.phase is Phase.RESOLVED and not finding.over:
+            known = None
+        if finding.over:
+            after, kind = _over(known, finding, now, world)
+        else:
+            after, kind = _present(known or _new(finding, now, world), finding, now, world)
+        if kind == "awaiting":
+            awaiting.append(finding)
+        elif kind:
+            told.append(_transition(after, now, kind, finding.summary, world))
         changed.append(after)
     for key, known in incidents.items():
-        if key in present or known.phase is Phase.RESOLVED or known.subject in world.held:
-            continue
-        gone = known if known.gone_since else known.changed(gone_since=now)
-        if known.phase is Phase.PENDING:
-            changed.append(_resolved(gone, now))
-        elif now.since(gone.gone_since or now) >= _clear_s(known, world):
-            changed.append(_resolved(gone, now))
-            told.append(_transition(known, now, "resolved", _ending(known), world))
-        elif gone is not known:
-            changed.append(gone)
+        if key not in present and known.phase is not Phase.RESOLVED and known.subject not in world.held:
+            after, ended = _absent(known, now, world)
+            changed.append(after)
+            if ended:
+                told.append(_transition(known, now, "resolved", _ending(known), world))
     return Advance(tuple(changed), tuple(told), tuple(awaiting))
+
+
+def _over(known: Incident | None, finding: Finding, now: Moment, world: Circumstances) -> tuple[Incident, str]:
+    """An event that is over already is told once and resolved in the same breath."""
+    if known is not None and known.signature == finding.signature:
+        return known, ""
+    return _resolved(_seen(_new(finding, now, world), finding, now, world), now), "over"
+
+
+def _present(known: Incident, finding: Finding, now: Moment, world: Circumstances) -> tuple[Incident, str]:
+    """The incident after one more look at its finding, and what is told of it."""
+    after = _seen(known, finding, now, world)
+    if after.phase is Phase.PENDING:
+        if finding.subject in world.held or not _confirmed(after, now, world):
+            return after, ""
+        if finding.key not in world.explained:
+            return after, "awaiting"
+        return after.changed(phase=Phase.OPEN, opened_at=now, changed_at=now), "opened"
+    louder = _RANK[after.urgency] > _RANK[known.urgency]
+    return after, "raised" if louder else ""
+
+
+def _absent(known: Incident, now: Moment, world: Circumstances) -> tuple[Incident, bool]:
+    """The incident after a look that did not find it, and whether that ends one that was told."""
+    gone = known if known.gone_since else known.changed(gone_since=now)
+    if known.phase is Phase.PENDING:
+        return _resolved(gone, now), False
+    if now.since(gone.gone_since or now) >= _clear_s(known, world):
+        return _resolved(gone, now), True
+    return gone, False
 
 
 def began(incident: Incident, run_id: str, runbook: str, now: Moment, new_id: NewId) -> tuple[Incident, Transition]:
@@ -126,8 +145,14 @@ def ended(incident: Incident, run: Run, now: Moment, new_id: NewId) -> tuple[Inc
 
 
 def lost(incident: Incident, now: Moment) -> Incident:
-    """The runner never heard of this incident's run: decide again."""
-    return incident.changed(phase=Phase.OPEN, runs=incident.runs[:-1], changed_at=now)
+    """The runner could not be asked, or never heard of this incident's run: decide again a little later."""
+    return incident.changed(
+        phase=Phase.OPEN,
+        runs=incident.runs[:-1],
+        changed_at=now,
+        decision="the runner cannot be reached",
+        not_before=now.wall + LOST_S,
+    )
 
 
 def escalated(
@@ -200,7 +225,7 @@ def _seen(incident: Incident, finding: Finding, now: Moment, world: Circumstance
     counts = incident.last_seen_at is None or now.since(incident.last_seen_at) >= apart_s
     ceiling = _ceiling(finding)
     paused = finding.key in world.paused
-    urgency = Urgency.INFO if paused else _starting_urgency(finding, ceiling, finding.key in world.curable)
+    urgency = Urgency.INFO if paused else _starting_urgency(ceiling, curable=finding.key in world.curable)
     quieter = incident.phase is Phase.PENDING
     if not quieter and _RANK[incident.urgency] > _RANK[urgency]:
         urgency = incident.urgency
@@ -228,7 +253,7 @@ def _ceiling(finding: Finding) -> Urgency:
     return Urgency.CRITICAL if finding.status is Status.CRITICAL else Urgency.WARNING
 
 
-def _starting_urgency(finding: Finding, ceiling: Urgency, curable: bool) -> Urgency:
+def _starting_urgency(ceiling: Urgency, *, curable: bool) -> Urgency:
     """A fault that an allowed run may cure starts as a warning."""
     return Urgency.WARNING if curable and ceiling is Urgency.CRITICAL else ceiling
 

@@ -11,7 +11,7 @@ import pkgutil
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -369,31 +369,31 @@ def _discover(package: str, attribute: str, kind: type[Plugin]) -> dict[str, Plu
     return found
 
 
-@lru_cache(maxsize=None)
+@cache
 def checks() -> Mapping[str, Check]:
     """Every check by id. The folder `checks` is found by name, so that `agent` never imports it."""
     return _discover("checks", "CHECK", Check)
 
 
-@lru_cache(maxsize=None)
+@cache
 def rules() -> Mapping[str, Rule]:
     """Every rule by id."""
     return _discover("agent.rules", "RULE", Rule)
 
 
-@lru_cache(maxsize=None)
+@cache
 def engines() -> Mapping[str, Engine]:
     """Every kind of engine."""
     return _discover("agent.engines", "ENGINE", Engine)
 
 
-@lru_cache(maxsize=None)
+@cache
 def actions() -> Mapping[str, Action]:
     """Every action by id."""
     return _discover("agent.actions", "ACTION", Action)
 
 
-@lru_cache(maxsize=None)
+@cache
 def receivers() -> Mapping[str, Receiver]:
     """Every kind of receiver."""
     return _discover("agent.pager.receivers", "RECEIVER", Receiver)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from agent import incident as machine
@@ -20,11 +20,9 @@ from agent.model import (
     Alert,
     CheckResult,
     Decision,
-    Delivery,
     Finding,
     Incident,
     Moment,
-    Observation,
     Outcome,
     Phase,
     Results,
@@ -40,7 +38,7 @@ log = logging.getLogger(__name__)
 
 EXPLAIN_S = 2.0
 """How long the checks that could explain a cause are awaited before it opens; then they count as UNKNOWN."""
-SELF_CHECKS = frozenset({"holdfast.store", "holdfast.configuration", "holdfast.pager"})
+SELF_CHECKS = frozenset({"holdfast.store", "holdfast.configuration", "holdfast.pager", "holdfast.runner"})
 """Results that the daemon reports of itself; no check observes them."""
 SAVE_S = 30.0
 """Results that say nothing new are written this often: what a crash loses is memory that checks can do without."""
@@ -96,9 +94,7 @@ class Tick:
     """Time passed."""
 
 
-Message: TypeAlias = (
-    ResultArrived | RunReported | Acknowledged | ConfigurationChanged | SelfReported | Tick
-)
+Message: TypeAlias = ResultArrived | RunReported | Acknowledged | ConfigurationChanged | SelfReported | Tick
 
 
 # --- what must be done ----------------------------------------------------------------------------------------
@@ -139,7 +135,7 @@ class Advice:
 
 
 Advise: TypeAlias = Callable[[Finding, Moment], Advice]
-Enqueue: TypeAlias = Callable[[Incident, Transition, Moment], Sequence[tuple[str, Alert]]]
+Enqueue: TypeAlias = Callable[[Incident, Transition], Sequence[tuple[str, Alert]]]
 """Which alerts a stored transition becomes, and for which receivers."""
 
 FOR_A_PERSON = frozenset({"budget", "same-failure-twice", "incurable", "host-once-a-day", "unknown-subject"})
@@ -148,7 +144,6 @@ HANDS_OFF = frozenset({"paused", "change-open"})
 """Decision codes under which a fault is told quietly: a person is at work."""
 REFUSED_AGAIN_S = 60.0
 """How long to wait before asking again after the runner refused without saying when."""
-
 
 
 # --- the loop -------------------------------------------------------------------------------------------------
@@ -187,7 +182,7 @@ class Reconciler:
         self.store = store
         self.results: dict[tuple[str, str], CheckResult] = dict(store.load_results())
         self.incidents: dict[machine.Key, Incident] = {}
-        for each in store.load_incidents():
+        for each in store.load_incidents(open_only=False, limit=200):
             self.incidents[(each.finding, each.subject)] = each
         self._advise = advise
         self._enqueue = enqueue
@@ -224,6 +219,11 @@ class Reconciler:
         self.store.save_results(list(self._unsaved.values()))
         self._unsaved.clear()
         self._saved_at = now
+
+    def recommit(self) -> None:
+        """Write every open incident again: the memory was started anew under us."""
+        self._stored.clear()
+        self.store.commit([each for each in self.incidents.values() if each.opened_at is not None])
 
     def open_incidents(self) -> list[Incident]:
         """Every incident that has been told and is not over."""
@@ -389,13 +389,23 @@ class Reconciler:
             return []
         if not decision.allow:
             after, transition = machine.waiting(
-                incident, decision.reason, advice.command, decision.not_before, decision.needs_approval, now, self._new_id
+                incident,
+                decision.reason,
+                advice.command,
+                decision.not_before,
+                decision.needs_approval,
+                now,
+                self._new_id,
             )
             self._apply(incidents, told, after if after != incident else None, transition)
             return []
         run_id = self._new_id()
         request = Request(
-            do="run", id=run_id, runbook=advice.runbook, subject=incident.subject, because=f"{finding.id}: {finding.summary}"[:500]
+            do="run",
+            id=run_id,
+            runbook=advice.runbook,
+            subject=incident.subject,
+            because=f"{finding.id}: {finding.summary}"[:500],
         )
         self._apply(incidents, told, *machine.began(incident, run_id, advice.runbook, now, self._new_id))
         self._asked.add(run_id)
@@ -433,7 +443,7 @@ class Reconciler:
         material = [each for each in latest.values() if _material(each) != self._stored.get(each.id)]
         if not material and not told:
             return
-        alerts = [alert for incident, transition in told for alert in self._enqueue(incident, transition, now)]
+        alerts = [alert for incident, transition in told for alert in self._enqueue(incident, transition)]
         self.store.commit(material, [transition for _, transition in told], alerts)
         self._stored.update({each.id: _material(each) for each in material})
 

@@ -205,7 +205,9 @@ def test_every_opening_is_followed_by_exactly_one_resolution(steps: list[tuple[f
     clock = 0.0
     for seconds, present, paused, held in [*steps, (60, False, False, False), (60, False, False, False)]:
         clock += seconds
-        circumstances = world(paused=frozenset({WEDGED.key} if paused else ()), held=frozenset({"engine:chat"} if held else ()))
+        circumstances = world(
+            paused=frozenset({WEDGED.key} if paused else ()), held=frozenset({"engine:chat"} if held else ())
+        )
         step = machine.advance(incidents, [WEDGED] if present else [], at(clock), circumstances)
         incidents.update({(each.finding, each.subject): each for each in step.incidents})
         kinds += [transition.kind for transition in step.transitions if transition.kind != "raised"]

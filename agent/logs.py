@@ -1,0 +1,33 @@
+"""What we say in the journal: one line through stderr, with systemd's level prefix and a redaction filter in front."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from agent.host.process import redact_argv
+
+_PREFIX = {
+    logging.DEBUG: "<7>",
+    logging.INFO: "<6>",
+    logging.WARNING: "<4>",
+    logging.ERROR: "<3>",
+    logging.CRITICAL: "<2>",
+}
+
+
+class _JournalFormatter(logging.Formatter):
+    """One line: level for journald (sd-daemon(3)), text with everything that looks like a secret taken out."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        words = " ".join(record.getMessage().split())
+        return _PREFIX.get(record.levelno, "<5>") + " ".join(redact_argv(words.split(" ")))
+
+
+def to_journal(level: str) -> None:
+    """Send everything from `level` ("debug", "info", "warning", "error") on to the journal."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JournalFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    for noisy in ("apscheduler", "urllib3"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
