@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -146,7 +147,7 @@ def execute(work: Work) -> Result:
     except HoldfastError as error:
         result = _failed(work, error.message, error.code)
     except Exception as error:  # noqa: BLE001 - a bug in an action must still be undone and recorded
-        result = _failed(work, f"{work.runbook.id} crashed: {type(error).__name__}", "crashed")
+        result = _failed(work, f"{work.runbook.id} crashed: {_crash(error)}", "crashed")
     if result.outcome not in (Outcome.SUCCEEDED, Outcome.REFUSED):
         result = undone(unstoppable(work), result, progress.begun)
     return finish(work, result)
@@ -212,7 +213,7 @@ def _step(work: Work, progress: _Progress, index: int, step: Step, known: Mappin
             return
         raise
     except Exception as error:
-        ended(False, f"crashed: {type(error).__name__}")
+        ended(False, f"crashed: {_crash(error)}")
         if step.best_effort:
             return
         raise
@@ -290,6 +291,12 @@ def _failed(work: Work, summary: str, code: str) -> Result:
     return Result(Outcome.FAILED, f"{summary}; {words}" if words else summary, signature or code, code)
 
 
+def _crash(error: Exception) -> str:
+    """What a bug of ours was and where; not its message, which may quote what an engine said."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__} in {frames[-1].filename.rsplit('/', 2)[-1]}:{frames[-1].lineno}"
+
+
 # --- undo ----------------------------------------------------------------------------------------------------
 
 
@@ -318,7 +325,7 @@ def undone(work: Work, result: Result, begun: Sequence[Begun]) -> Result:
             troubles.append(f"undo of {each.step.name!r}: {error.message}")
             work.transcript.write("undone", **place, ok=False, summary=error.message[:500])
         except Exception as error:  # noqa: BLE001 - the other steps are undone all the same
-            troubles.append(f"undo of {each.step.name!r} crashed: {type(error).__name__}")
+            troubles.append(f"undo of {each.step.name!r} crashed: {_crash(error)}")
             work.transcript.write("undone", **place, ok=False, summary=troubles[-1])
         else:
             work.transcript.write("undone", **place, ok=True, summary=done.summary)

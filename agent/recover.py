@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 
-from agent import access, config, ledger, recovery, verbs
+from agent import access, config, ledger, logs, recovery, verbs
 from agent.errors import HoldfastError
 from agent.host import Host
 from agent.host.real import real_host
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 def main(host: Host | None = None) -> int:
     """Recover once; the process's exit code. Runs that still live are left alone."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    logs.to_journal("info")
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     host = host or real_host()

@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-from agent import access, ledger
+from agent import access, ledger, logs
 from agent.errors import HoldfastError, HostError, Unreachable, UsageError
 from agent.host import Host, Peer, ipc
 from agent.host.ipc import Lines
@@ -30,7 +30,7 @@ NO_ID = "0" * 26
 
 def main(host: Host | None = None, descriptor: int = 0) -> int:
     """Answer the request on the socket at `descriptor`; the process's exit code. Never raises."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    logs.to_journal("info")
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, lambda *_: stop.set())

@@ -57,7 +57,7 @@ class Transcript:
     tell: Callable[[Event], None] = lambda _: None
     _next: int = field(default=-1)
 
-    def write(self, name: EventName, **data: Json) -> Event:
+    def write(self, name: EventName, /, **data: Json) -> Event:
         """Write one event and fsync. Raises FileTrouble: a run that cannot be written down stops."""
         if self._next < 0:
             self._next = 0

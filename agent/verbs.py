@@ -194,10 +194,10 @@ def _one_run(asked: Asked, book: Runbook, subject: str, inputs: Mapping[str, Jso
         if approval is not None:
             attempt["approval"] = approval.id
         ledger.append(host, Kind.ATTEMPT, run, attempt)
-        log.warning("run %s: %s on %s, asked by uid %d", run, book.id, subject, asked.uid)
+        log.info("run %s: %s on %s, asked by uid %d", run, book.id, subject, asked.uid)
         work.transcript.write("accepted", **attempt)
         result = execution.execute(work)
-        log.warning("run %s: %s: %s", run, result.outcome, result.summary)
+        log.info("run %s: %s: %s", run, result.outcome, result.summary)
     return book.on_failure if result.outcome in (Outcome.FAILED, Outcome.UNDONE) else ""
 
 

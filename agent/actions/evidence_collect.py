@@ -43,7 +43,7 @@ def plan(host: Host, target: Target, params: Any) -> Plan:  # noqa: ARG001 - the
         signatures = target.engine.signatures if target.engine is not None else ""
         readings = [
             Read("the unit", _told(partial(_unit, unit)), ("systemctl", "status", unit)),
-            Read("its threads", _told(partial(_threads, unit)), ("ps", "-L", "-o", "tid,stat,wchan:32,time,comm")),
+            Read("its threads", _told(partial(_threads, unit))),
             Read("known failures in its log", _told(partial(_log, unit, signatures)), ("journalctl", "-u", unit)),
             *readings,
         ]
