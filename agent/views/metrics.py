@@ -6,10 +6,14 @@ a check or engine that is gone leaves no stale series.
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socket import AF_INET6  # noqa: TID251 - only the number, to serve loopback over IPv6
 
-from prometheus_client import CollectorRegistry, generate_latest, start_http_server
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -51,30 +55,6 @@ def exposition(snapshot: Snapshot) -> bytes:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Once(tuple(_families(snapshot))))
     return generate_latest(registry)
-
-
-class Exporter:
-    """Serves /metrics on loopback. `ask` makes a snapshot; while it cannot, a scrape fails, as it should."""
-
-    def __init__(self, listen: str, ask: Callable[[], Snapshot]) -> None:
-        host, _, port = listen.rpartition(":")
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Live(ask))
-        self._server, self._thread = start_http_server(int(port), host.strip("[]"), registry)
-
-    def stop(self) -> None:
-        """Stop serving."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(1.0)
-
-
-class _Live(Collector):
-    def __init__(self, ask: Callable[[], Snapshot]) -> None:
-        self._ask = ask
-
-    def collect(self) -> Iterable[Metric]:
-        return tuple(_families(self._ask()))
 
 
 class _Once(Collector):
@@ -131,7 +111,9 @@ def _families(now: Snapshot) -> Iterator[Metric]:
         ("urgency",),
         [((urgency.value,), now.incidents_open.get(urgency, 0)) for urgency in Urgency],
     )
-    runs = CounterMetricFamily("holdfast_run", "Runs that ended, by runbook and outcome.", labels=("runbook", "outcome"))
+    runs = CounterMetricFamily(
+        "holdfast_run", "Runs that ended, by runbook and outcome.", labels=("runbook", "outcome")
+    )
     for (runbook, outcome), count in now.runs.items():
         runs.add_metric((runbook, outcome), count)
     yield runs
