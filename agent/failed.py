@@ -6,6 +6,7 @@ configuration must still be told of, so every receiver whose own table is valid 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -43,18 +44,16 @@ def run(host: Host, unit: str, environment: Mapping[str, str]) -> int:
     if not receivers:
         _say("<2>", f"{unit} failed, and there is no usable receiver to tell it to")
         return 1
-    told = last_words.deliver(host, receivers, last_words.failed(host, why(unit, environment)))
+    told: list[str] = []
+    for name in last_words.deliver(host, receivers, last_words.failed(host, unit, why(unit, environment))):
+        told.append(name)
+        _say("<5>", f"{unit} failed; told {name}")
+        if unit == last_words.DAEMON:
+            _remember(host, told)
     missed = [each.name for each in receivers if each.name not in told]
     if missed:
-        _say("<2>" if not told else "<3>", f"{unit} failed; could not tell {', '.join(missed)}")
-    if not told:
-        return 1
-    _say("<5>", f"{unit} failed; told {', '.join(told)}")
-    try:
-        last_words.remember(host, told)
-    except FileTrouble as error:
-        _say("<4>", f"this alert will not be resolved by itself: {error.message}")
-    return 0
+        _say("<3>" if told else "<2>", f"{unit} failed; could not tell {', '.join(missed)}")
+    return 0 if told else 1
 
 
 def why(unit: str, environment: Mapping[str, str]) -> str:
@@ -66,6 +65,13 @@ def why(unit: str, environment: Mapping[str, str]) -> str:
     if code == "exited" and status == str(ConfigurationError.exit_code):
         line += " (the configuration is not valid: holdfast check --config)"
     return line[:200]
+
+
+def _remember(host: Host, told: list[str]) -> None:
+    try:
+        last_words.remember(host, told)
+    except FileTrouble as error:
+        _say("<4>", f"this alert will not be resolved by itself: {error.message}")
 
 
 def usable_receivers(files: Files) -> tuple[ReceiverSettings, ...]:
@@ -94,10 +100,8 @@ def _salvaged(files: Files) -> Iterator[ReceiverSettings]:
 
 def _receiver_tables(files: Files) -> Iterator[Mapping[str, Any]]:
     names = [config.CONFIG_FILE]
-    try:
+    with contextlib.suppress(FileTrouble):
         names += [f"{config.CONFIG_DIRECTORY}/{name}" for name in files.listdir(config.CONFIG_DIRECTORY)]
-    except FileTrouble:
-        pass
     for name in names:
         try:
             document = tomllib.loads(files.read_text(name).removeprefix("\ufeff"))

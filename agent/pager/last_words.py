@@ -7,7 +7,7 @@ that the daemon can resolve the alert through its outbox once it serves again.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from agent.errors import FileTrouble
 from agent.host import Host
@@ -17,14 +17,16 @@ from agent.pager.message import Origin, notice
 from agent.plugin import ReceiverSettings
 from agent.store import Attempt
 
+DAEMON = "holdfast.service"
 FINDING = "daemon-failed"
 FILE = "/var/lib/holdfast/daemon-failed.json"
 """Who was told of a failure; beside the store, in the daemon's state directory."""
 MACHINE_ID = "/etc/machine-id"
 HOST_NAME = "/proc/sys/kernel/hostname"
-ROUNDS = 8
-"""How often each receiver is tried: with waits of 5 s doubling to 60 s, about four minutes."""
+PATIENCE_S = 3600.0
+"""How long receivers that do not take it are tried again, seconds: a network that is down for an hour is not rare."""
 LONGEST_WAIT_S = 60.0
+"""The longest wait between two rounds, seconds."""
 
 
 def origin(host: Host) -> Origin:
@@ -37,43 +39,49 @@ def prefix(host: Host) -> str:
     return f"holdfast/{(_read(host, MACHINE_ID) or 'unknown')[:8]}"
 
 
-def failed(host: Host, why: str) -> Alert:
-    """The alert that the daemon has failed. `why` is systemd's account of it."""
+def failed(host: Host, unit: str, why: str) -> Alert:
+    """The alert that one of our units, the daemon above all, has failed. `why` is systemd's account of it."""
+    what = "daemon" if unit == DAEMON else unit.removesuffix(".service").removeprefix("holdfast-")
+    lost = "nothing watches this host." if unit == DAEMON else f"{unit} did not do its work."
     lines = (
-        "Holdfast's daemon failed: nothing watches this host.",
+        f"Holdfast's {what} failed: {lost}",
         f"systemd says: {why}",
-        "Tried: systemd's restarts. Left: a person.",
-        "Type: sudo systemctl status holdfast; sudo holdfast doctor",
+        "Tried: what its unit says. Left: a person.",
+        f"Type: sudo systemctl status {unit}; sudo holdfast doctor",
     )
+    key = f"{prefix(host)}/{what}-failed/host"
     now = host.clock.now().wall
-    return notice(_key(host), "trigger", Urgency.CRITICAL, "Holdfast's daemon failed", lines, origin(host), now)
+    return notice(key, "trigger", Urgency.CRITICAL, f"Holdfast's {what} failed", lines, origin(host), now)
 
 
 def serves_again(host: Host) -> Alert:
-    """The resolve that goes with `failed`."""
+    """The resolve that goes with the daemon's `failed`."""
     lines = ("The daemon runs again and watches this host.",)
+    key = f"{prefix(host)}/{FINDING}/host"
     now = host.clock.now().wall
-    return notice(_key(host), "resolve", Urgency.CRITICAL, "Holdfast's daemon runs again", lines, origin(host), now)
+    return notice(key, "resolve", Urgency.CRITICAL, "Holdfast's daemon runs again", lines, origin(host), now)
 
 
-def deliver(host: Host, receivers: Sequence[ReceiverSettings], alert: Alert, rounds: int = ROUNDS) -> list[str]:
-    """Send one alert to every receiver, fallbacks included, trying again in rounds. Returns who took it."""
-    took: list[str] = []
-    open_ones = list(receivers)
-    for number in range(1, rounds + 1):
-        waits = []
-        for settings in tuple(open_ones):
+def deliver(host: Host, receivers: Sequence[ReceiverSettings], alert: Alert) -> Iterator[str]:
+    """Send one alert to every receiver, fallbacks included, trying again for `PATIENCE_S`. Yields who took it."""
+    left = list(receivers)
+    began = host.clock.now()
+    number = 0
+    while left:
+        number += 1
+        waits = [LONGEST_WAIT_S]
+        for settings in tuple(left):
             delivery = outbox.attempt(host, (settings,), Attempt(0, settings.name, alert, number))
             if delivery.state is DeliveryState.SENT:
-                took.append(settings.name)
+                yield settings.name
             if delivery.state is DeliveryState.RETRY:
                 waits.append(delivery.after_s or 0.0)
             else:
-                open_ones.remove(settings)
-        if not open_ones or number == rounds:
-            break
-        host.clock.sleep(min([LONGEST_WAIT_S, *waits]))
-    return took
+                left.remove(settings)
+        if left and host.clock.now().since(began) + min(waits) > PATIENCE_S:
+            return
+        if left:
+            host.clock.sleep(min(waits))
 
 
 def remember(host: Host, told: Sequence[str]) -> None:
@@ -93,10 +101,6 @@ def told(host: Host) -> tuple[str, ...]:
 def forget(host: Host) -> None:
     """The resolve is in the outbox. Raises FileTrouble."""
     host.files.remove(FILE)
-
-
-def _key(host: Host) -> str:
-    return f"{prefix(host)}/{FINDING}/host"
 
 
 def _read(host: Host, path: str) -> str:

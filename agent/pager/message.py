@@ -35,7 +35,7 @@ _PREFIX = {
     "escalated": "Needs you: ",
     "needs-approval": "Approve? ",
     "acting": "Repairing: ",
-    "verified": "Proven again: ",
+    "verified": "Repaired: ",
     "acknowledged": "Acknowledged: ",
     "resolved": "Resolved: ",
     "over": "Already over: ",

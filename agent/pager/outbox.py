@@ -179,7 +179,12 @@ class _Work:
 
 
 def _waits_s(row: Queued, now: Moment) -> float:
-    return 0.0 if row.tried is None else max(0.0, row.wait_s - elapsed_s(now, row.tried))
+    return 0.0 if row.tried is None else _left_s(row.wait_s - elapsed_s(now, row.tried))
+
+
+def _left_s(seconds: float) -> float:
+    """What is left of a wait; less than a millisecond is nothing, so that rounding never makes a wait of none."""
+    return seconds if seconds >= 0.001 else 0.0
 
 
 class _Fates:
@@ -210,7 +215,7 @@ class _Fates:
             return None
         if all(state is RowState.DEAD for state in states):
             return 0.0
-        return max(0.0, self._after_s - elapsed_s(self._now, row.queued))
+        return _left_s(self._after_s - elapsed_s(self._now, row.queued))
 
 
 def _head(rows: Sequence[Queued], told: Told, fates: _Fates | None, work: _Work) -> _Head | None:
