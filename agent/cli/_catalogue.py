@@ -9,12 +9,14 @@ import importlib
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from enum import Enum
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from agent import plugin
 
 if TYPE_CHECKING:
-    from agent.host import Files
+    from agent.runbook import Runbook
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +42,8 @@ class Entry:
     commands: tuple[str, ...] = ()
 
 
-def entries(files: Files | None = None) -> Iterator[Entry]:
-    """Every entry; runbooks and what they are for only where `files` can read them."""
-    books = _runbooks(files)
+def entries(books: Mapping[str, Runbook]) -> Iterator[Entry]:
+    """Every entry; `books` are the runbooks by id."""
     for check in plugin.checks().values():
         yield _check(check)
     for rule in plugin.rules().values():
@@ -69,13 +70,30 @@ def parameters(model: type[Any]) -> tuple[Parameter, ...]:
 def _limits(field: Any) -> str:
     """A field's description, with what else is demanded of it."""
     words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
-    limits = [f"{text} {getattr(each, name)}" for each in field.metadata for name, text in words.items() if getattr(each, name, None) is not None]
+    limits = [
+        f"{text} {getattr(each, name)}"
+        for each in field.metadata
+        for name, text in words.items()
+        if getattr(each, name, None) is not None
+    ]
     return " ".join(filter(None, [field.description or "", f"({', '.join(limits)})" if limits else ""]))
 
 
 def _type(annotation: Any) -> str:
-    text = annotation.__name__ if inspect.isclass(annotation) else str(annotation).replace("typing.", "")
-    return text.replace("NoneType", "none").replace(" | None", "")
+    """A type as a person writes it: words for choices, no module names."""
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return " | ".join(str(member.value) for member in annotation)
+    if inspect.isclass(annotation) and not get_args(annotation):
+        return annotation.__name__
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " | ".join(map(str, inner))
+    if origin in (Union, UnionType):
+        return " | ".join(_type(each) for each in inner if each is not type(None))
+    if origin is Annotated:
+        return _type(inner[0])
+    names = ", ".join("…" if each is Ellipsis else _type(each) for each in inner)
+    return f"{getattr(origin, '__name__', str(annotation))}[{names}]" if names else str(annotation)
 
 
 def _default(value: Any) -> str:
@@ -102,14 +120,20 @@ def _check(check: plugin.Check) -> Entry:
         ("observes as", "root, in the inspector" if check.as_root else "holdfast"),
         ("leads to", ", ".join(read_by) or "no cause"),
     ]
-    return Entry(check.id, "check", title, text, tuple(facts), parameters(check.params), (f"holdfast check {check.id}",))
+    return Entry(
+        check.id, "check", title, text, tuple(facts), parameters(check.params), (f"holdfast check {check.id}",)
+    )
 
 
-def _rule(rule: plugin.Rule, books: Mapping[str, Any]) -> Entry:
+def _rule(rule: plugin.Rule, books: Mapping[str, Runbook]) -> Entry:
     title, text = _document("agent.rules", rule.id)
     cures = [book.id for book in books.values() if rule.id in book.findings]
     confirm = rule.confirm
-    how = "at once" if confirm.samples <= 1 and not confirm.for_s else f"{confirm.samples} samples, {confirm.apart_s:g} s apart"
+    how = (
+        "at once"
+        if confirm.samples <= 1 and not confirm.for_s
+        else f"{confirm.samples} samples, {confirm.apart_s:g} s apart"
+    )
     if confirm.for_s:
         how = f"after {confirm.for_s:g} s"
     facts = (
@@ -117,10 +141,18 @@ def _rule(rule: plugin.Rule, books: Mapping[str, Any]) -> Entry:
         ("believed", how),
         ("runbook", ", ".join(cures) or ("none: a person acts" if rule.manual else "none")),
     )
-    return Entry(rule.id, "cause", rule.title or title, text, facts, (), tuple(f"holdfast runbook print {cure}" for cure in cures))
+    return Entry(
+        rule.id,
+        "cause",
+        rule.title or title,
+        text,
+        facts,
+        (),
+        tuple(f"holdfast runbook print {cure}" for cure in cures),
+    )
 
 
-def _action(action: plugin.Action, books: Mapping[str, Any]) -> Entry:
+def _action(action: plugin.Action, books: Mapping[str, Runbook]) -> Entry:
     title, text = _document("agent.actions", action.id)
     users = [book.id for book in books.values() if any(step.use == action.id for step in book.steps)]
     facts = (
@@ -142,14 +174,25 @@ def _receiver(receiver: plugin.Receiver) -> Entry:
     return Entry(receiver.kind, "receiver", title, text, (), parameters(receiver.settings), ("holdfast pager test",))
 
 
-def _runbook(book: Any) -> Entry:
+def _runbook(book: Runbook) -> Entry:
     facts = (
         ("for", ", ".join(book.findings) or "a person, by name"),
         ("risk", RISKS[book.risk.value]),
-        ("at most", f"{book.limits.max_runs} runs within {book.limits.within_s:g} s, {book.limits.cooldown_s:g} s apart"),
+        (
+            "at most",
+            f"{book.limits.max_runs} runs within {book.limits.within_s:g} s, {book.limits.cooldown_s:g} s apart",
+        ),
         ("steps", "; ".join(f"{step.name} ({step.use})" for step in book.steps)),
     )
-    return Entry(book.id, "runbook", book.title, book.explain, facts, (), (f"holdfast runbook print {book.id}", f"sudo holdfast run {book.id} --dry-run"))
+    return Entry(
+        book.id,
+        "runbook",
+        book.title,
+        book.explain.strip(),
+        facts,
+        (),
+        (f"holdfast runbook print {book.id}", f"sudo holdfast run {book.id} --dry-run"),
+    )
 
 
 RISKS = {
@@ -157,11 +200,3 @@ RISKS = {
     "service": "service: requests in flight may be lost",
     "host": "host: the whole host may go down",
 }
-
-
-def _runbooks(files: Files | None) -> Mapping[str, Any]:
-    if files is None:
-        return {}
-    from agent import runbook
-
-    return runbook.load(files).by_id

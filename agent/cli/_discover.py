@@ -145,7 +145,9 @@ def _engines(host: Host, notes: list[str]) -> Iterator[FoundEngine]:
             continue
         seen.add((pid, listener.port))
         if listener.url is None:
-            notes.append(f"port {listener.port} (pid {pid}) does not listen on loopback: add it by hand if it is an engine")
+            notes.append(
+                f"port {listener.port} (pid {pid}) does not listen on loopback: add it by hand if it is an engine"
+            )
             continue
         found = _fingerprint(host, listener.url, likely)
         if found is None:

@@ -90,7 +90,10 @@ def _lines(run_id: str, event: Event, seen: _Seen, total: int) -> Iterator[Progr
         seen.steps.append({key: data.get(key) for key in keep})
         yield Progress(f"{place:<8} {step_line(data)}")
     elif event.event == "verifying":
-        yield Progress(f"proof    {data.get('check', '')}, at most {texts.duration(float(data.get('within_s') or 0))} …", transient=True)
+        yield Progress(
+            f"proof    {data.get('check', '')}, at most {texts.duration(float(data.get('within_s') or 0))} …",
+            transient=True,
+        )
     elif event.event == "verified":
         yield Progress(f"proof    {data.get('check', '')}: {data.get('summary', '')}")
     elif event.event == "undone":
@@ -175,7 +178,8 @@ def approve(session: Session, incident: Incident, runbook: str, because: str) ->
                 return (yield from run(session, Request(do="follow", id=record.run)))
         host.clock.sleep(0.5)
         waited += 0.5
-    text = f"approved; the daemon has not started it yet\nnext     sudo holdfast run {runbook} --subject {incident.subject}"
+    command = f"sudo holdfast run {runbook} --subject {incident.subject}"
+    text = f"approved; the daemon has not started it yet\nnext     {command}"
     data = {"incident": incident.id, "runbook": runbook, "approval": request.id, "run": None}
     return Result("approved", data, lambda _width: text, exit_code=Status.UNKNOWN.exit_code)
 

@@ -15,8 +15,9 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from inspect import isgenerator
+from pathlib import Path
 from typing import Annotated, Any, TextIO
 
 import typer
@@ -45,13 +46,13 @@ Start with: holdfast status
 """
 
 
-class _Enough(Exception):  # noqa: N818 - not an error: an option of the root has answered
+class _Enough(Exception):
     def __init__(self, result: Result) -> None:
         super().__init__()
         self.result = result
 
 
-@lru_cache(maxsize=None)
+@cache
 def verbs() -> tuple[str, ...]:
     """Every verb: the files of this folder without a leading underscore."""
     found = {entry.name for entry in pkgutil.iter_modules(agent.cli.__path__) if not entry.name.startswith("_")}
@@ -156,7 +157,7 @@ def _invoke(arguments: list[str], session: Session) -> Result | int:
 
 def _tree_main(arguments: list[str]) -> Any:
     if "_HOLDFAST_COMPLETE" in os.environ:
-        from typer.main import completion_init
+        from typer._completion_classes import completion_init
 
         completion_init()
     return tree().main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
@@ -234,7 +235,7 @@ def _bug(error: Exception) -> InternalError:
     place = ""
     for frame in traceback.extract_tb(error.__traceback__):
         if f"{os.sep}agent{os.sep}" in frame.filename or f"{os.sep}checks{os.sep}" in frame.filename:
-            place = f"{os.sep.join(frame.filename.split(os.sep)[-3:])}:{frame.lineno}"
+            place = f"{'/'.join(Path(frame.filename).parts[-3:])}:{frame.lineno}"
     return InternalError(
         f"a mistake of ours: {type(error).__name__}",
         where=place,

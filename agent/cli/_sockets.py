@@ -70,7 +70,9 @@ def events(session: Session, request: Request) -> Iterator[Event]:
     try:
         yield from runs.stream(host, request)
     except Unreachable as error:
-        raise DaemonUnreachable(f"the runner does not go on: {error.message}", hint="holdfast status", where=request.id) from error
+        raise DaemonUnreachable(
+            f"the runner does not go on: {error.message}", hint="holdfast status", where=request.id
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,7 @@ def with_json(function: Function) -> Callable[..., Any]:
     extra = inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=AsJson)
     command.__signature__ = signature.replace(parameters=[*own, extra])  # type: ignore[attr-defined]
     command.__annotations__ = {**hints, "as_json": AsJson}
-    del command.__wrapped__  # type: ignore[attr-defined]  # or the signature would be read from the function again
+    del command.__wrapped__  # or the signature would be read from the function again
     return command
 
 

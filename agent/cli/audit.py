@@ -29,7 +29,11 @@ def show(
     records = _ledger().records[-limit:]
     rows = [(rfc3339(each.at.wall) or "", each.kind.value, each.run, words(each)) for each in records]
     data = {"records": [as_json(each) for each in records]}
-    return Result("audit", data, lambda w: "\n".join(texts.table(("AT", "WHAT", "RUN", "DETAILS"), rows, w)) or "nothing was ever done")
+    return Result(
+        "audit",
+        data,
+        lambda w: "\n".join(texts.table(("AT", "WHAT", "RUN", "DETAILS"), rows, w)) or "nothing was ever done",
+    )
 
 
 def verify() -> Result:
@@ -82,7 +86,9 @@ def _transcript(run: str) -> Result:
         for event in events:
             data = event.data
             text = step_line(data) if event.event == "step_ended" else _plain(data)
-            lines += texts.labelled(f"{texts.clock(event.at, event.at)[:8]} {event.event}", text or "-", width, label_width=23)
+            lines += texts.labelled(
+                f"{texts.clock(event.at, event.at)[:8]} {event.event}", text or "-", width, label_width=23
+            )
         return "\n".join(lines)
 
     found = [{"at": rfc3339(event.at), "event": event.event, "data": event.data} for event in events]
@@ -99,7 +105,11 @@ def _plain(data: dict[str, Json]) -> str:
 def words(record: Record) -> str:
     """One record for a person."""
     shown = ("runbook", "subject", "outcome", "code", "reason", "summary", "because", "incident", "for_s", "count")
-    parts = [f"{record.data[key]}" if key not in ("for_s", "count") else f"{key}={record.data[key]}" for key in shown if record.data.get(key)]
+    parts = [
+        f"{record.data[key]}" if key not in ("for_s", "count") else f"{key}={record.data[key]}"
+        for key in shown
+        if record.data.get(key)
+    ]
     uid = record.data.get("uid")
     return ", ".join([*parts, *([f"by uid {uid}"] if uid is not None else [])])
 

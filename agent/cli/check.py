@@ -21,10 +21,13 @@ def _ids(incomplete: str) -> list[str]:
 
 def check(
     ids: Annotated[
-        list[str] | None, typer.Argument(metavar="ID", help="Checks to run; all of them without one.", autocompletion=_ids)
+        list[str] | None,
+        typer.Argument(metavar="ID", help="Checks to run; all of them without one.", autocompletion=_ids),
     ] = None,
     subject: Annotated[str | None, typer.Option("--subject", help="Only this subject: host, engine:NAME.")] = None,
-    engine: Annotated[str | None, typer.Option("--engine", help="Only this engine; short for --subject engine:NAME.")] = None,
+    engine: Annotated[
+        str | None, typer.Option("--engine", help="Only this engine; short for --subject engine:NAME.")
+    ] = None,
     config: Annotated[bool, typer.Option("--config", help="Check configuration and runbooks instead.")] = False,
 ) -> Result:
     """Run checks now, without the daemon.
@@ -58,7 +61,9 @@ def _run(ids: list[str], subject: str | None) -> Result:
     subjects = [subject] if subject else list(settings.subjects())
     targets = [(c, t) for c, _ in candidates for s in subjects if (t := settings.target(c, s)) is not None]
     if not targets:
-        words = "nothing here that this applies to" + ("" if settings.engines else "; no engine is configured (sudo holdfast init)")
+        words = "nothing here that this applies to" + (
+            "" if settings.engines else "; no engine is configured (sudo holdfast init)"
+        )
         return Result(
             "check",
             {"status": Status.UNKNOWN.value, "results": []},
@@ -85,7 +90,8 @@ def _configuration() -> Result:
         mistakes += error.mistakes
     if mistakes:
         raise ConfigurationError(mistakes, hint="correct these and run again: holdfast check --config")
-    text = f"OK - {counts['engines']} engine(s), {counts['receivers']} receiver(s), {counts['runbooks']} runbook(s), no mistake"
+    words = ", ".join(f"{number} {name}" for name, number in counts.items())
+    text = f"OK - no mistake in {words}"
     return Result("configuration", {"valid": True, **counts}, plain(text))
 
 

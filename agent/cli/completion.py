@@ -29,7 +29,7 @@ def completion(
 
 def completion_script(shell: str) -> str:
     """The script that makes `shell` ask the installed `holdfast` for completions."""
-    from typer.completion import get_completion_script
+    from typer._completion_shared import get_completion_script
 
     script = str(get_completion_script(prog_name="holdfast", complete_var="_HOLDFAST_COMPLETE", shell=shell))
     return script.replace(_ZSH_SOURCED, _ZSH_BOTH) + "\n"

@@ -19,21 +19,32 @@ if TYPE_CHECKING:
 def _names(incomplete: str) -> list[tuple[str, str]]:
     from agent.cli._catalogue import entries
     from agent.errors import HoldfastError
+    from agent.runbook import load
 
     try:
-        return [(entry.id, entry.title) for entry in entries(current().host.files) if entry.id.startswith(incomplete)]
+        return [
+            (entry.id, entry.title)
+            for entry in entries(load(current().host.files).by_id)
+            if entry.id.startswith(incomplete)
+        ]
     except HoldfastError:
         return []
 
 
 def explain(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A cause, check, action, runbook, engine or receiver.", autocompletion=_names)],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="A cause, check, action, runbook, engine or receiver.", autocompletion=_names
+        ),
+    ],
 ) -> Result:
     """Say what a cause, check, action or runbook means, and what to do."""
     from agent.cli._catalogue import entries
+    from agent.runbook import load
 
-    found = {}
-    for entry in entries(current().host.files):
+    found: dict[str, Entry] = {}
+    for entry in entries(load(current().host.files).by_id):
         found.setdefault(entry.id, entry)
     if name not in found:
         unknown("name", name, found)
@@ -57,7 +68,9 @@ def page(entry: Entry, width: int) -> str:
         rows = []
         for each in entry.parameters:
             default = "must be given" if each.default is None else f"default {each.default}"
-            rows.append((each.name, f"{each.text or each.type} ({default})" if each.text else f"{each.type} ({default})"))
+            rows.append(
+                (each.name, f"{each.text or each.type} ({default})" if each.text else f"{each.type} ({default})")
+            )
         lines += texts.table(("NAME", "MEANING"), rows, width)
     if entry.commands:
         lines.append("")

@@ -47,7 +47,9 @@ def list_(
 
     now = current().host.clock.now().wall
     with memory() as store:
-        found = [i for i in store.load_incidents(open_only=not all_, limit=limit) if i.phase is not Phase.PENDING][-limit:]
+        found = [i for i in store.load_incidents(open_only=not all_, limit=limit) if i.phase is not Phase.PENDING][
+            -limit:
+        ]
     lines = tuple(incident_line(each) for each in found)
     empty = "no incident" if all_ else "no incident is open"
     return Result(
@@ -80,7 +82,7 @@ def ack(incident: IncidentId = None) -> Result:
     session = current()
     with memory() as store:
         found = pick(store, incident)
-    control(session, "acknowledge", {"incident": found.id})
+    control(session, "acknowledge", {"incident": found.id, "who": session.caller})
     text = f"acknowledged {found.id}: {found.finding} {found.subject}, by {session.caller}"
     return Result("acknowledged", {"incident": found.id, "by": session.caller}, plain(text))
 
@@ -120,14 +122,17 @@ def pick(store: ReadOnlyStore, incident: str | None) -> Incident:
         if not opened:
             raise UsageError("no incident is open", hint="holdfast incident list --all")
         raise UsageError(
-            f"{len(opened)} incidents are open: say which", hint="; ".join(f"{each.id} {each.finding}" for each in opened[:5])
+            f"{len(opened)} incidents are open: say which",
+            hint="; ".join(f"{each.id} {each.finding}" for each in opened[:5]),
         )
     wanted = incident.upper()
     exact = store.incident(wanted) or store.incident(incident)
     if exact is not None:
         return exact
     # Ids of one hour begin alike, so the end is what people read out; both are taken.
-    fitting = [each for each in store.load_incidents(open_only=False) if each.id.startswith(wanted) or each.id.endswith(wanted)]
+    fitting = [
+        each for each in store.load_incidents(open_only=False) if each.id.startswith(wanted) or each.id.endswith(wanted)
+    ]
     if len(fitting) == 1:
         return fitting[0]
     few = f"{len(fitting)} incidents fit {incident!r}" if fitting else f"there is no incident {incident!r}"

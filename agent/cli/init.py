@@ -45,14 +45,17 @@ def init(
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: take the defaults and the options.")] = False,
     autonomy: Annotated[Mode | None, typer.Option("--autonomy", help="What Holdfast may do by itself.")] = None,
     pagerduty_key_file: Annotated[
-        str | None, typer.Option("--pagerduty-key-file", metavar="PATH", help="Page PagerDuty with the routing key in this file.")
+        str | None,
+        typer.Option("--pagerduty-key-file", metavar="PATH", help="Page PagerDuty with the routing key in this file."),
     ] = None,
     webhook: Annotated[str | None, typer.Option("--webhook", metavar="URL", help="Page this webhook.")] = None,
     heartbeat: Annotated[
         str | None, typer.Option("--heartbeat", metavar="URL", help="Fetch this URL as a sign of life every minute.")
     ] = None,
     print_only: Annotated[bool, typer.Option("--print", help="Print the configuration and write nothing.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a configuration that has settings; a copy is kept.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a configuration that has settings; a copy is kept.")
+    ] = False,
 ) -> Result:
     """Find this host's GPU, driver and engines, and write a configuration.
 
@@ -66,9 +69,17 @@ def init(
         need_root(session, "holdfast init")
     _plausible(session, pagerduty_key_file, webhook, heartbeat)
     found = discover(session.host)
-    choices = Choices(_mode(session, found, autonomy, ask=not yes and not print_only), pagerduty_key_file, webhook, heartbeat)
+    choices = Choices(
+        _mode(session, found, autonomy, ask=not yes and not print_only), pagerduty_key_file, webhook, heartbeat
+    )
     text = render(found, choices)
-    data = {"path": CONFIG_FILE, "written": not print_only, "configuration": text, "found": asdict(found), "autonomy": choices.mode.value}
+    data = {
+        "path": CONFIG_FILE,
+        "written": not print_only,
+        "configuration": text,
+        "found": asdict(found),
+        "autonomy": choices.mode.value,
+    }
     if print_only:
         return Result("init", data, plain(text))
     backup = _write(session, text, force=force)
@@ -83,7 +94,10 @@ def _plausible(session: Session, key_file: str | None, *urls: str | None) -> Non
         if not key_file.startswith("/"):
             raise UsageError(f"{key_file!r} is not an absolute path", hint="write /etc/holdfast/secrets/pagerduty")
         if not session.host.files.exists(key_file):
-            raise UsageError(f"there is no {key_file}", hint=f"put the routing key there: sudo install -m 640 -g holdfast FILE {key_file}")
+            raise UsageError(
+                f"there is no {key_file}",
+                hint=f"put the routing key there: sudo install -m 640 -g holdfast FILE {key_file}",
+            )
 
 
 def _mode(session: Session, found: Discovery, given: Mode | None, *, ask: bool) -> Mode:
@@ -107,7 +121,7 @@ def render(found: Discovery, choices: Choices) -> str:
     """The configuration's text. Pure; what it says is valid, and every line that could be wanted is there."""
     gpu = f"{len(found.gpus)} NVIDIA GPU(s): {', '.join(found.gpus)}" if found.gpus else "no NVIDIA GPU"
     lines = [
-        "# Holdfast's configuration, written by holdfast init. Every key: man holdfast, docs/reference/configuration.md.",
+        "# Holdfast's configuration, written by holdfast init. Every key: man holdfast.",
         "# After a change: holdfast check --config && sudo systemctl reload holdfast",
         f"# This host has {gpu}; driver loaded: {found.loaded or 'none'}, libraries: {found.library or 'none'}.",
         "",
@@ -156,7 +170,13 @@ _EXAMPLE_ENGINE = [
 def _receivers(choices: Choices) -> list[str]:
     lines: list[str] = []
     if choices.pagerduty_key_file:
-        lines += ["[[receiver]]", 'name = "pagerduty"', 'kind = "pagerduty"', f"routing_key_file = {_toml(choices.pagerduty_key_file)}", ""]
+        lines += [
+            "[[receiver]]",
+            'name = "pagerduty"',
+            'kind = "pagerduty"',
+            f"routing_key_file = {_toml(choices.pagerduty_key_file)}",
+            "",
+        ]
     if choices.webhook:
         lines += ["[[receiver]]", 'name = "webhook"', 'kind = "webhook"', f"url = {_toml(choices.webhook)}", ""]
     if not lines:
@@ -174,7 +194,11 @@ def _receivers(choices: Choices) -> list[str]:
 def _heartbeat(choices: Choices) -> list[str]:
     if choices.heartbeat:
         return ["[heartbeat]", f"url = {_toml(choices.heartbeat)}", ""]
-    return ["# A sign of life, so that somebody outside notices when this host goes silent.", "# [heartbeat]", '# url = "https://hc-ping.com/UUID"']
+    return [
+        "# A sign of life, so that somebody outside notices when this host goes silent.",
+        "# [heartbeat]",
+        '# url = "https://hc-ping.com/UUID"',
+    ]
 
 
 def _toml(value: Any) -> str:
@@ -227,13 +251,20 @@ def has_settings(text: str) -> bool:
 def _told(found: Discovery, choices: Choices, backup: str | None) -> str:
     lines = [f"wrote    {CONFIG_FILE}" + (f" (the old one is {backup})" if backup else "")]
     lines.append(f"GPU      {len(found.gpus) or 'none'}; driver {found.loaded or 'not loaded'}")
-    lines += [f"engine   {engine.name}: {engine.kind} at {engine.url}, {engine.unit or 'in no unit'}" for engine in found.engines]
+    lines += [
+        f"engine   {engine.name}: {engine.kind} at {engine.url}, {engine.unit or 'in no unit'}"
+        for engine in found.engines
+    ]
     if not found.engines:
         lines.append("engine   none found: start it and run this again, or write its table by hand")
     lines.append(f"mode     {choices.mode.value}")
     lines += [f"note     {note}" for note in found.notes]
     lines += ["next     sudo systemctl reload-or-restart holdfast"]
-    lines.append("         holdfast pager test" if choices.pagerduty_key_file or choices.webhook else "         add a [[receiver]]: nobody is paged yet")
+    lines.append(
+        "         holdfast pager test"
+        if choices.pagerduty_key_file or choices.webhook
+        else "         add a [[receiver]]: nobody is paged yet"
+    )
     if found.loaded:
         lines.append("         sudo holdfast lock write")
     return "\n".join([*lines, "         holdfast doctor"])

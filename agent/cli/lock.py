@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from agent.cli._common import Force, need_root
 from agent.cli._result import Result, plain, rfc3339
@@ -10,6 +11,9 @@ from agent.cli._session import current
 from agent.cli._verb import Verb
 from agent.errors import FileTrouble, Refused
 from agent.model import Status
+
+if TYPE_CHECKING:
+    from agent.host import Host
 
 LOCK_FILE = "/etc/holdfast/driver.lock"
 
@@ -24,57 +28,59 @@ class Versions:
     library: str | None
 
 
-def _versions() -> Versions:
+def versions(host: Host) -> Versions:
+    """The three versions as they are now. Raises FileTrouble."""
     from agent.host import driver
 
-    host = current().host
     lock = driver.read_lock(host, LOCK_FILE)
     return Versions(lock.version, str(lock.problem or ""), driver.loaded_version(host), driver.library_version(host))
 
 
-def judge(versions: Versions) -> tuple[Status, str]:
+def judge(found: Versions) -> tuple[Status, str]:
     """Whether the three agree, in a status and one line."""
-    there = {version for version in (versions.locked, versions.loaded, versions.library) if version}
-    if versions.problem and versions.problem != "absent":
-        return Status.CRITICAL, f"the lock is {versions.problem}: sudo holdfast lock write"
-    if not versions.loaded and not versions.library:
-        if versions.locked:
-            return Status.CRITICAL, f"the lock demands {versions.locked}, and no driver is there"
+    there = {version for version in (found.locked, found.loaded, found.library) if version}
+    if found.problem and found.problem != "absent":
+        return Status.CRITICAL, f"the lock is {found.problem}: sudo holdfast lock write"
+    if not found.loaded and not found.library:
+        if found.locked:
+            return Status.CRITICAL, f"the lock demands {found.locked}, and no driver is there"
         return Status.OK, "no NVIDIA driver and no lock: nothing to agree on"
-    if versions.loaded and versions.library and versions.loaded != versions.library:
+    if found.loaded and found.library and found.loaded != found.library:
         return Status.CRITICAL, "the loaded driver and the libraries on disk differ: a restarted engine loses its GPU"
-    if not versions.locked:
+    if not found.locked:
         return Status.WARNING, "not locked: sudo holdfast lock write"
     if len(there) > 1:
-        return Status.CRITICAL, f"the lock demands {versions.locked}, and another version is there"
-    if not versions.loaded:
+        return Status.CRITICAL, f"the lock demands {found.locked}, and another version is there"
+    if not found.loaded:
         return Status.CRITICAL, "the locked driver is on disk, but not loaded"
-    return Status.OK, f"all agree on {versions.locked}"
+    return Status.OK, f"all agree on {found.locked}"
 
 
 def show() -> Result:
     """Show the locked, the loaded and the installed version, and whether they agree."""
     from agent.views import texts
 
-    versions = _versions()
-    status, words = judge(versions)
+    found = versions(current().host)
+    status, words = judge(found)
     rows = (
-        ("lock", versions.locked or versions.problem or "absent", LOCK_FILE),
-        ("loaded", versions.loaded or "none", "the kernel module that runs now"),
-        ("library", versions.library or "none", "libnvidia-ml.so.1 on disk"),
+        ("lock", found.locked or found.problem or "absent", LOCK_FILE),
+        ("loaded", found.loaded or "none", "the kernel module that runs now"),
+        ("library", found.library or "none", "libnvidia-ml.so.1 on disk"),
     )
     data = {
         "status": status.value,
         "summary": words,
-        "locked": versions.locked,
-        "problem": versions.problem or None,
-        "loaded": versions.loaded,
-        "library": versions.library,
+        "locked": found.locked,
+        "problem": found.problem or None,
+        "loaded": found.loaded,
+        "library": found.library,
     }
     return Result(
         "lock",
         data,
-        lambda width: "\n".join([*texts.table(("WHAT", "VERSION", "FROM"), rows, width), *texts.labelled(status.value, words, width)]),
+        lambda width: "\n".join(
+            [*texts.table(("WHAT", "VERSION", "FROM"), rows, width), *texts.labelled(status.value, words, width)]
+        ),
         exit_code=status.exit_code,
     )
 
@@ -83,26 +89,28 @@ def write(force: Force = False) -> Result:
     """Lock the driver that is loaded now."""
     session = current()
     need_root(session, "holdfast lock write")
-    versions = _versions()
-    if versions.loaded is None:
-        raise Refused("no NVIDIA driver is loaded: there is no version to lock", hint="load the driver first", code="no-driver")
-    disagree = versions.library is not None and versions.library != versions.loaded
+    found = versions(session.host)
+    if found.loaded is None:
+        raise Refused(
+            "no NVIDIA driver is loaded: there is no version to lock", hint="load the driver first", code="no-driver"
+        )
+    disagree = found.library is not None and found.library != found.loaded
     if disagree and not force:
         raise Refused(
-            f"the loaded driver is {versions.loaded}, the libraries on disk are {versions.library}",
+            f"the loaded driver is {found.loaded}, the libraries on disk are {found.library}",
             hint="reboot or reload the driver first; or write it all the same: sudo holdfast lock write --force",
             code="driver-mismatch",
         )
-    if versions.locked == versions.loaded and not versions.problem:
-        return _written(versions.loaded, f"{LOCK_FILE} already says {versions.loaded}", changed=False)
-    note = f"forced: the libraries on disk were {versions.library}" if disagree else ""
+    if found.locked == found.loaded and not found.problem:
+        return _written(found.loaded, f"{LOCK_FILE} already says {found.loaded}", changed=False)
+    note = f"forced: the libraries on disk were {found.library}" if disagree else ""
     try:
-        text = lock_text(versions.loaded, at=session.host.clock.now().wall, who=session.caller, note=note)
+        text = lock_text(found.loaded, at=session.host.clock.now().wall, who=session.caller, note=note)
         session.host.files.write_atomic(LOCK_FILE, text, 0o644)
     except FileTrouble as error:
         error.hint = error.hint or "the package makes this directory: is holdfast installed?"
         raise
-    return _written(versions.loaded, f"{LOCK_FILE} now says {versions.loaded}", changed=True)
+    return _written(found.loaded, f"{LOCK_FILE} now says {found.loaded}", changed=True)
 
 
 def _written(version: str, text: str, *, changed: bool) -> Result:
@@ -112,7 +120,10 @@ def _written(version: str, text: str, *, changed: bool) -> Result:
 def lock_text(version: str, *, at: float, who: str, note: str = "") -> str:
     """The lock file's text: who locked what and when, then the version alone on its line."""
     words = "".join(c for c in who if c.isprintable())[:64]
-    lines = ["# The NVIDIA driver this host must run: holdfast explain driver.lock", f"# locked {rfc3339(at)} by {words}"]
+    lines = [
+        "# The NVIDIA driver this host must run: holdfast explain driver.lock",
+        f"# locked {rfc3339(at)} by {words}",
+    ]
     if note:
         lines.append(f"# {note}")
     return "\n".join([*lines, version, ""])

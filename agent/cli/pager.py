@@ -46,27 +46,33 @@ def test(
     if not wanted:
         if name is not None:
             unknown("receiver", name, [each.name for each in settings.receivers])
-        raise UsageError("no receiver is configured: nobody is paged", hint="sudo holdfast init --pagerduty-key-file FILE", code="no-receiver")
-    return _test(current(), wanted)
+        raise UsageError(
+            "no receiver is configured: nobody is paged",
+            hint="sudo holdfast init --pagerduty-key-file FILE",
+            code="no-receiver",
+        )
+    return _test(current(), wanted, name)
 
 
-def _test(session: Session, wanted: list[ReceiverSettings]) -> Live:
+def _test(session: Session, wanted: list[ReceiverSettings], name: str | None) -> Live:
     yield Progress(f"testing  {', '.join(each.name for each in wanted)} …", transient=True)
     try:
-        answers, by = _through_daemon(session, wanted), "the daemon"
+        answers, by = _through_daemon(session, wanted, name or ""), "the daemon"
         errors: tuple[Problem, ...] = ()
     except DaemonUnreachable as error:
         answers, by = _from_here(session, wanted), "this command"
-        errors = (Problem(error.code, "the daemon did not answer, so the test was sent from here", error.hint, error.where),)
+        errors = (
+            Problem(error.code, "the daemon did not answer, so the test was sent from here", error.hint, error.where),
+        )
     worst = Status.OK if all(each.status is Status.OK for each in answers) else Status.CRITICAL
     data = {"sent_by": by, "receivers": [{"name": a.name, "state": a.state, "reason": a.reason} for a in answers]}
     return Result("pager-test", data, lambda width: _table(answers, width), exit_code=worst.exit_code, errors=errors)
 
 
-def _through_daemon(session: Session, wanted: list[ReceiverSettings]) -> list[Answer]:
+def _through_daemon(session: Session, wanted: list[ReceiverSettings], name: str) -> list[Answer]:
     from agent.cli._sockets import control
 
-    data = control(session, "pager-test", {"receivers": [each.name for each in wanted]})
+    data = control(session, "pager-test", {"receiver": name})
     said = data.get("receivers")
     found = {str(each.get("name")): each for each in said if isinstance(each, dict)} if isinstance(said, list) else {}
     return [
@@ -78,14 +84,16 @@ def _through_daemon(session: Session, wanted: list[ReceiverSettings]) -> list[An
 
 
 def _from_here(session: Session, wanted: list[ReceiverSettings]) -> list[Answer]:
+    from agent.model import Urgency
     from agent.pager import last_words, outbox
     from agent.pager.message import notice
     from agent.store import Attempt
 
-    from agent.model import Urgency
-
     host = session.host
-    lines = ("This is a test of Holdfast's pager, sent by holdfast pager test.", "Nothing is wrong and nothing is to do.")
+    lines = (
+        "This is a test of Holdfast's pager, sent by holdfast pager test.",
+        "Nothing is wrong and nothing is to do.",
+    )
     key = f"{last_words.prefix(host)}/pager-test/host"
     alert = notice(key, "event", Urgency.INFO, "Holdfast test", lines, last_words.origin(host), host.clock.now().wall)
     answers = []
@@ -99,7 +107,9 @@ def _table(answers: list[Answer], width: int) -> str:
     from agent.views import texts
 
     words = {"sent": "taken", "retry": "not taken now", "permanent": "refused for good"}
-    rows = [(a.status.value, a.name, f"{words.get(a.state, a.state)}{': ' + a.reason if a.reason else ''}") for a in answers]
+    rows = [
+        (a.status.value, a.name, f"{words.get(a.state, a.state)}{': ' + a.reason if a.reason else ''}") for a in answers
+    ]
     return "\n".join(texts.table(("STATUS", "RECEIVER", "ANSWER"), rows, width))
 
 

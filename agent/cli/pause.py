@@ -29,7 +29,8 @@ def pause(
     need_root(session, f"holdfast pause {duration} --reason '…'")
     ask(session, Request(do="pause", id=new_id(), args={"for_s": for_s}, because=reason[:500]), "paused")
     now = session.host.clock.now().wall
-    text = f"PAUSED for {texts.duration(for_s)}, until {texts.clock(now + for_s, now)}: {reason}\nnext     sudo holdfast resume"
+    until = texts.clock(now + for_s, now)
+    text = f"PAUSED for {texts.duration(for_s)}, until {until}: {reason}\nnext     sudo holdfast resume"
     return Result("paused", {"until": rfc3339(now + for_s), "for_s": for_s, "reason": reason}, plain(text))
 
 

@@ -28,17 +28,26 @@ def _runbooks(incomplete: str) -> list[str]:
     return sorted(name for name in found if name.startswith(incomplete))
 
 
-def run(
+def run(  # noqa: PLR0913, PLR0917 - one parameter for each option
     runbook: Annotated[
-        str | None, typer.Argument(metavar="RUNBOOK", help="The runbook's id: holdfast runbook list.", autocompletion=_runbooks)
+        str | None,
+        typer.Argument(metavar="RUNBOOK", help="The runbook's id: holdfast runbook list.", autocompletion=_runbooks),
     ] = None,
     subject: Annotated[str | None, typer.Option("--subject", help="What to run it on: host, engine:NAME.")] = None,
-    engine: Annotated[str | None, typer.Option("--engine", help="The engine to run it on; short for --subject engine:NAME.")] = None,
-    inputs: Annotated[list[str] | None, typer.Option("--input", metavar="NAME=VALUE", help="One of the runbook's inputs.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show every step with its real values and do nothing.")] = False,
+    engine: Annotated[
+        str | None, typer.Option("--engine", help="The engine to run it on; short for --subject engine:NAME.")
+    ] = None,
+    inputs: Annotated[
+        list[str] | None, typer.Option("--input", metavar="NAME=VALUE", help="One of the runbook's inputs.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show every step with its real values and do nothing.")
+    ] = False,
     force: Force = False,
     because: Annotated[str, typer.Option("--because", help="Why, for the record.")] = "",
-    follow: Annotated[str | None, typer.Option("--follow", metavar="RUN", help="Follow a run that is already going on.")] = None,
+    follow: Annotated[
+        str | None, typer.Option("--follow", metavar="RUN", help="Follow a run that is already going on.")
+    ] = None,
 ) -> Result | Live:
     """Run a runbook on a subject and follow it to the end.
 
@@ -63,13 +72,30 @@ def run(
     about = choose_subject(settings, book, f"engine:{engine}" if engine else subject)
     given = typed(inputs or (), book)
     request = _request(
-        do="plan" if dry_run else "run", id=new_id(), runbook=book.id, subject=about, args=given, because=because[:500], force=force
+        do="plan" if dry_run else "run",
+        id=new_id(),
+        runbook=book.id,
+        subject=about,
+        args=given,
+        because=because[:500],
+        force=force,
     )
     if not dry_run:
         return _follow.run(session, request, total=len(book.steps))
     planned = _follow.plan(session, request)
-    lines = [f"# {book.id} on {about}: {book.title}", *_follow.plan_lines(planned)]
+    lines = [f"# {book.id} on {about}: {book.title}", *_follow.plan_lines(planned), *_verdict(planned)]
     return Result("plan", {"runbook": book.id, "subject": about, **planned}, lambda _width: "\n".join(lines))
+
+
+def _verdict(planned: Mapping[str, Json]) -> list[str]:
+    """Whether it would be allowed now, and the proof that would follow."""
+    lines = []
+    verify, decision = planned.get("verify"), planned.get("decision")
+    if isinstance(verify, dict):
+        lines.append(f"# proof: {verify.get('check')}, within {verify.get('within_s'):g} s")
+    if isinstance(decision, dict) and not decision.get("allow"):
+        lines.append(f"# it would be refused now: {decision.get('reason')} [{decision.get('code')}]")
+    return lines
 
 
 def _request(**fields: Json) -> Request:
@@ -110,10 +136,10 @@ def choose_subject(settings: Config, book: Runbook, given: str | None) -> str:
 
 
 def fitting_subjects(settings: Config, book: Runbook) -> tuple[str, ...]:
-    """The subjects that a runbook could run on: engines where it speaks of one, else the host."""
-    engines = [e for e in settings.engines if not book.engines or e.kind in book.engines]
-    speaks = bool(book.engines) or "engine." in str([step.parameters for step in book.steps])
-    return tuple(f"engine:{engine.name}" for engine in engines) if speaks else ("host",)
+    """The subjects that a runbook could run on, as the runner sees it."""
+    from agent.facts import has_subject
+
+    return tuple(subject for subject in settings.subjects() if has_subject(settings, book, subject))
 
 
 def typed(words: Iterable[str], book: Runbook) -> Mapping[str, Json]:
@@ -122,7 +148,9 @@ def typed(words: Iterable[str], book: Runbook) -> Mapping[str, Json]:
     for word in words:
         name, separator, value = word.partition("=")
         if not separator:
-            raise UsageError(f"{word!r} is not NAME=VALUE", hint=f"inputs of {book.id}: {', '.join(book.inputs) or 'none'}")
+            raise UsageError(
+                f"{word!r} is not NAME=VALUE", hint=f"inputs of {book.id}: {', '.join(book.inputs) or 'none'}"
+            )
         declared = book.inputs.get(name)
         if declared is None:
             unknown(f"input of {book.id}", name, book.inputs)

@@ -35,11 +35,15 @@ def list_() -> Result:
     from agent.views import texts
 
     books = load(current().host.files).by_id
-    rows = [(each.id, each.risk.value, ", ".join(each.findings) or "by name only", each.title) for each in books.values()]
+    rows = [
+        (each.id, each.risk.value, ", ".join(each.findings) or "by name only", each.title) for each in books.values()
+    ]
     return Result(
         "runbooks",
         {"runbooks": [_as_json(each) for each in books.values()]},
-        lambda width: "\n".join(texts.table(("RUNBOOK", "RISK", "FOR", "WHAT"), rows, width)) or "no runbook is installed",
+        lambda width: (
+            "\n".join(texts.table(("RUNBOOK", "RISK", "FOR", "WHAT"), rows, width)) or "no runbook is installed"
+        ),
     )
 
 
@@ -74,7 +78,9 @@ def print_(
     from agent.transcript import Transcript
 
     if subject and engine:
-        raise UsageError("--subject and --engine exclude each other", hint=f"holdfast runbook print {runbook} --engine NAME")
+        raise UsageError(
+            "--subject and --engine exclude each other", hint=f"holdfast runbook print {runbook} --engine NAME"
+        )
     host = current().host
     book, settings = find(runbook), configuration()
     about = choose_subject(settings, book, f"engine:{engine}" if engine else subject)
@@ -111,7 +117,13 @@ def _facts(book: Runbook) -> list[tuple[str, str]]:
 
 def _as_json(book: Runbook) -> dict[str, Json]:
     steps: list[dict[str, Any]] = [
-        {"name": s.name, "use": s.use, "with": dict(s.parameters), "timeout_s": s.timeout_s, "best_effort": s.best_effort}
+        {
+            "name": s.name,
+            "use": s.use,
+            "with": dict(s.parameters),
+            "timeout_s": s.timeout_s,
+            "best_effort": s.best_effort,
+        }
         for s in book.steps
     ]
     return {
@@ -121,7 +133,11 @@ def _as_json(book: Runbook) -> dict[str, Json]:
         "for": list(book.findings),
         "engines": list(book.engines),
         "risk": book.risk.value,
-        "limits": {"cooldown_s": book.limits.cooldown_s, "max_runs": book.limits.max_runs, "within_s": book.limits.within_s},
+        "limits": {
+            "cooldown_s": book.limits.cooldown_s,
+            "max_runs": book.limits.max_runs,
+            "within_s": book.limits.within_s,
+        },
         "inputs": {name: each.model_dump(mode="json") for name, each in book.inputs.items()},
         "steps": steps,
         "verify": {"check": book.verify.check, "within_s": book.verify.within_s} if book.verify else None,

@@ -50,7 +50,12 @@ def status() -> Result:
     ledger = ledger_view(session.host)
     page, errors = compose(os.uname().nodename, now, remembered, ledger, driver_line(session.host))
     return Result(
-        "status", as_json(page), lambda width: texts.status_page(page, width), exit_code=page.status.exit_code, errors=errors, told=True
+        "status",
+        as_json(page),
+        lambda width: texts.status_page(page, width),
+        exit_code=page.status.exit_code,
+        errors=errors,
+        told=True,
     )
 
 
@@ -59,7 +64,10 @@ def remember(store: ReadOnlyStore) -> Remembered:
     depth = store.depth()
     note = daemon_note(store.get(NOTE))
     health = store.receivers()
-    names = [*note.receivers, *(name for name in (*health, *depth) if name not in note.receivers and not note.receivers)]
+    names = [
+        *note.receivers,
+        *(name for name in (*health, *depth) if name not in note.receivers and not note.receivers),
+    ]
     lines = {}
     for name in dict.fromkeys(names):
         known = health.get(name)
@@ -103,7 +111,9 @@ def compose(
 ) -> tuple[texts.StatusPage, tuple[Problem, ...]]:
     """The page from everything that is known, and what was missing."""
     alive = known.note.alive(now)
-    data_at = max([r.at.wall for r in known.results.values()] + ([known.note.at] if known.note.at else []), default=None)
+    data_at = max(
+        [r.at.wall for r in known.results.values()] + ([known.note.at] if known.note.at else []), default=None
+    )
     incidents = tuple(incident_line(each) for each in known.incidents if each.phase is not Phase.PENDING)
     results = tuple(known.results.values())
     engines = engine_lines(results)
@@ -177,11 +187,18 @@ def engine_lines(results: Iterable[CheckResult]) -> tuple[texts.EngineLine, ...]
         judged = [each for each in own if each.verdict is not None]
         leading = max(judged, key=lambda each: (_BADNESS[each.verdict or Verdict.UNKNOWN], each.at.wall), default=None)
         proven = max(
-            (each.at.wall for each in own if each.check == "engine.generates" and each.status is Status.OK), default=None
+            (each.at.wall for each in own if each.check == "engine.generates" and each.status is Status.OK),
+            default=None,
         )
         verdict = (leading.verdict if leading else None) or Verdict.UNKNOWN
         lines.append(
-            texts.EngineLine(name, verdict, leading.summary if leading else "never asked", leading.at.wall if leading else None, proven)
+            texts.EngineLine(
+                name,
+                verdict,
+                leading.summary if leading else "never asked",
+                leading.at.wall if leading else None,
+                proven,
+            )
         )
     return tuple(lines)
 
@@ -206,7 +223,9 @@ _BADNESS = {
 
 def run_line(run: Run) -> texts.RunLine:
     """A run as the pages show it."""
-    return texts.RunLine(run.id, run.runbook, run.subject, run.started_at, run.outcome.value if run.outcome else "", run.summary)
+    return texts.RunLine(
+        run.id, run.runbook, run.subject, run.started_at, run.outcome.value if run.outcome else "", run.summary
+    )
 
 
 def _headline(
@@ -251,7 +270,13 @@ def _notes(known: Remembered, ledger: LedgerView) -> tuple[str, ...]:
 def _errors(alive: bool, known: Remembered, ledger: LedgerView, page: texts.StatusPage) -> tuple[Problem, ...]:
     errors: list[Problem] = []
     if not alive:
-        errors.append(Problem("daemon-unreachable", f"the daemon is {page.daemon.split(',')[0]}", "sudo systemctl start holdfast; journalctl -u holdfast"))
+        errors.append(
+            Problem(
+                "daemon-unreachable",
+                f"the daemon is {page.daemon.split(',')[0]}",
+                "sudo systemctl start holdfast; journalctl -u holdfast",
+            )
+        )
     if known.degraded:
         errors.append(Problem("store", known.degraded, "holdfast doctor"))
     if ledger.unread is not None:

@@ -7,14 +7,17 @@ from typing import Annotated
 import typer
 
 from agent.cli._common import need_root
-from agent.cli._result import Live, Result, plain
+from agent.cli._result import Live, Progress, Result, plain
 from agent.cli._session import current
 from agent.cli._verb import Verb
 from agent.errors import UsageError
+from agent.model import Status
 
 
 def stop(
-    run: Annotated[str | None, typer.Argument(metavar="RUN", help="The run's id; may be left out where only one is in flight.")] = None,
+    run: Annotated[
+        str | None, typer.Argument(metavar="RUN", help="The run's id; may be left out where only one is in flight.")
+    ] = None,
 ) -> Live:
     """Stop a run in flight: it undoes what it began, and the reason is recorded."""
     session = current()
@@ -36,15 +39,24 @@ def _stop(run: str | None) -> Live:
             raise UsageError(words, hint="holdfast audit show" if not open_runs else ", ".join(open_runs))
         run = open_runs[0]
     elif run not in open_runs:
-        raise UsageError(f"run {run} is not in flight", hint=f"in flight: {', '.join(open_runs) or 'none'}", code="unknown-run")
+        raise UsageError(
+            f"run {run} is not in flight", hint=f"in flight: {', '.join(open_runs) or 'none'}", code="unknown-run"
+        )
     for event in events(session, Request(do="stop", id=run)):
         if event.event == "refused":
             raise _follow.refused(event, session.host.clock.now().wall)
         if event.event == "ended":
-            text = f"{event.data.get('outcome', 'stopped')}: {event.data.get('summary', '')}"
-            return Result("stop", {"id": run, "outcome": event.data.get("outcome")}, plain(text))
-        yield from ()
-    return Result("stop", {"id": run, "outcome": None}, plain(f"asked {run} to stop\nnext     sudo holdfast run --follow {run}"))
+            outcome = str(event.data.get("outcome"))
+            code = Status.OK if outcome in ("stopped", "undone", "succeeded") else Status.CRITICAL
+            text = f"{outcome.upper()}: {event.data.get('summary', '')}"
+            return Result("stop", {"id": run, "outcome": outcome}, plain(text), exit_code=code.exit_code)
+        if event.event in ("undone", "progress"):
+            yield Progress(
+                f"{event.event}: {event.data.get('text') or event.data.get('summary') or ''}", transient=True
+            )
+    return Result(
+        "stop", {"id": run, "outcome": None}, plain(f"asked {run} to stop\nnext     sudo holdfast run --follow {run}")
+    )
 
 
 VERB = Verb(commands=(stop,))

@@ -223,7 +223,9 @@ def _incident(incident: IncidentLine, now: float, width: int) -> list[str]:
 def _checks(checks: Sequence[CheckLine], now: float, width: int) -> list[str]:
     lines: list[str] = []
     for check in checks:
-        lines += labelled(check.status.value, f"{check.check} {check.subject}: {check.summary} ({ago(check.at, now)})", width)
+        lines += labelled(
+            check.status.value, f"{check.check} {check.subject}: {check.summary} ({ago(check.at, now)})", width
+        )
     return lines
 
 
@@ -241,7 +243,9 @@ def _foot(page: StatusPage, width: int) -> list[str]:
         lines += labelled("driver", _driver(page.driver), width)
     for run in page.runs:
         how = run.outcome or "is running"
-        lines += labelled("run", f"{run.runbook} on {run.subject}: {how}, {ago(run.started_at, page.at)}. {run.summary}", width)
+        lines += labelled(
+            "run", f"{run.runbook} on {run.subject}: {how}, {ago(run.started_at, page.at)}. {run.summary}", width
+        )
     if page.mode is not None:
         lines += labelled("mode", _MODES.get(page.mode, page.mode), width)
     if page.pause is not None:
