@@ -226,10 +226,8 @@ def _seen(incident: Incident, finding: Finding, now: Moment, world: Circumstance
     ceiling = _ceiling(finding)
     paused = finding.key in world.paused
     urgency = Urgency.INFO if paused else _starting_urgency(ceiling, curable=finding.key in world.curable)
-    quieter = incident.phase is Phase.PENDING
-    if not quieter and _RANK[incident.urgency] > _RANK[urgency]:
-        urgency = incident.urgency
-    if incident.acknowledged_by and not quieter:
+    settled = incident.phase in (Phase.ACTING, Phase.VERIFYING) or incident.acknowledged_by
+    if incident.phase is not Phase.PENDING and (settled or _RANK[incident.urgency] > _RANK[urgency]):
         urgency = incident.urgency
     came_back = incident.phase is Phase.VERIFYING and finding.subject not in world.held
     return incident.changed(

@@ -40,8 +40,10 @@ EXPLAIN_S = 2.0
 """How long the checks that could explain a cause are awaited before it opens; then they count as UNKNOWN."""
 SELF_CHECKS = frozenset({"holdfast.store", "holdfast.configuration", "holdfast.pager", "holdfast.runner"})
 """Results that the daemon reports of itself; no check observes them."""
-SAVE_S = 30.0
+SAVE_S = 10.0
 """Results that say nothing new are written this often: what a crash loses is memory that checks can do without."""
+ON_DEMAND_S = 60.0
+"""The answer of a check that is only asked on demand says nothing about now after this long."""
 SETTLE_S = 10.0
 """How long fresh results about a subject are awaited when a run on it has ended."""
 
@@ -287,6 +289,7 @@ class Reconciler:
 
     def _step(self, now: Moment, incidents: list[Incident], told: list[tuple[Incident, Transition]]) -> list[Effect]:
         effects: list[Effect] = []
+        self._forget_stale(now)
         findings = diagnose(plugin.rules(), Results(self.results), now)
         present = {finding.key: finding for finding in findings}
         advice = {f.key: self._advise(f, now) for f in findings if not f.quiet and not f.over}
@@ -306,6 +309,12 @@ class Reconciler:
                 why = f"no tokens proven within {self.config.pager.page_after_s:.0f} s"
                 self._apply(incidents, told, *machine.raised(each, why, now, self._new_id))
         return effects
+
+    def _forget_stale(self, now: Moment) -> None:
+        on_demand = {check.id for check in plugin.checks().values() if check.every_s == 0}
+        for key, result in list(self.results.items()):
+            if key[0] in on_demand and now.since(result.at) > ON_DEMAND_S:
+                del self.results[key]
 
     def _world(
         self, present: Mapping[machine.Key, Finding], advice: Mapping[machine.Key, Advice], now: Moment

@@ -162,6 +162,15 @@ def test_a_run_that_succeeded_waits_for_fresh_results_and_then_resolves() -> Non
     assert [transition.kind for transition in step.transitions] == ["resolved"]
 
 
+def test_a_spent_budget_does_not_raise_it_while_the_run_is_in_flight() -> None:
+    incidents, _ = play([(0, [WEDGED])])
+    acting, _ = machine.began(incidents[WEDGED.key], "01J", "restart-engine", at(1), world().new_id)
+    step = machine.advance(
+        {WEDGED.key: acting}, [WEDGED], at(2), world(curable=frozenset(), held=frozenset({"engine:chat"}))
+    )
+    assert step.transitions == () and step.incidents[0].urgency is Urgency.WARNING
+
+
 def test_a_fault_that_survives_a_successful_run_is_open_again() -> None:
     incidents, _ = play([(0, [WEDGED])])
     verified, _ = machine.ended(incidents[WEDGED.key], run(Outcome.SUCCEEDED), at(9), world().new_id)
