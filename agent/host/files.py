@@ -35,7 +35,8 @@ class RealFiles:
 
     def __init__(self, root: str | Path = "/") -> None:
         self.root = Path(root)
-        self._prefix = "" if str(self.root) == "/" else os.path.realpath(self.root)
+        # Not resolved: /proc/PID/root is a link that reads "/" and leads elsewhere.
+        self._prefix = "" if str(self.root) == "/" else os.path.abspath(self.root)
 
     def read_text(self, path: str, limit: int = 1 << 20) -> str:
         """The text of a regular file (/proc and /sys included); FileTrouble(large) above `limit` bytes.
@@ -81,7 +82,10 @@ class RealFiles:
     def realpath(self, path: str) -> str:
         """The path with every link resolved, as seen from `root`; FileTrouble(missing) when it leads nowhere."""
         with _trouble(path):
-            place = os.path.realpath(self._place(path), strict=True)
+            place = self._place(path)
+            if not self._prefix:
+                return os.path.realpath(place, strict=True)
+            os.lstat(place)
         return place[len(self._prefix) :] or "/"
 
     def stat(self, path: str) -> Stat:

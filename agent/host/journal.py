@@ -16,10 +16,13 @@ from typing import Any
 from agent.errors import CommandFailed, InternalError
 from agent.host import Host
 
+STARTED = "39f53479d3a045ac8e11786248231fbf"
+"""MESSAGE_ID of "Started …" (sd-messages.h, SD_MESSAGE_UNIT_STARTED)."""
 STOPPED = "9d1aaa27d60140bd96365438aad20286"
-"""MESSAGE_ID of "Stopped …" (sd-messages.h, SD_MESSAGE_UNIT_STOPPED)."""
+"""MESSAGE_ID of "Stopped …" (sd-messages.h, SD_MESSAGE_UNIT_STOPPED). Its JOB_TYPE is `stop` or `restart`; a unit that
+ends by itself has no such entry. Tried on systemd 252 and 257."""
 STOPPING = "de5b426a63be47a7b6ac3eaac82e2f6f"
-"""MESSAGE_ID of "Stopping …" (sd-messages.h, SD_MESSAGE_UNIT_STOPPING)."""
+"""MESSAGE_ID of "Stopping …" (sd-messages.h, SD_MESSAGE_UNIT_STOPPING). Its JOB_TYPE is `stop` for a restart too."""
 TEXT_LIMIT = 200
 _OUTPUT_LIMIT = 16 << 20
 _DATA = Path(__file__).resolve().parents[1] / "data"
@@ -96,20 +99,26 @@ def matches(
 
 
 def stopped_by_job(host: Host, unit: str, invocation_id: str | None, *, timeout_s: float = 10.0) -> StopRecord | None:
-    """The last time a stop job ended the unit; None when its end was its own doing.
+    """The stop job that ended the unit; None when its end was its own doing, or part of a restart.
 
-    invocation_id: only that start of the unit. A stop that Holdfast itself asked for is recorded just the same: the
-    ledger knows which those are. Raises CommandFailed as `matches` does.
+    invocation_id: the start of the unit in question, and better given: systemd forgets it (as all else) of a unit that
+    is neither enabled nor failed as soon as it stops. Without one, its last start in this boot is meant.
+    A stop that came by way of another unit or a shutdown counts; so does one that Holdfast asked for: the runner knows
+    which those are. `systemctl stop` of a unit that is already down leaves no trace. Raises CommandFailed as `matches`.
     """
-    words = ["--lines=1", "_PID=1", f"UNIT={unit}", f"MESSAGE_ID={STOPPED}", "JOB_TYPE=stop"]
-    words += [f"INVOCATION_ID={invocation_id}"] if invocation_id else []
-    for entry in _entries(host, words, "JOB_TYPE,JOB_RESULT,INVOCATION_ID", timeout_s):
-        return StopRecord(
-            at=_at(entry),
-            job_type=str(entry.get("JOB_TYPE", "")),
-            job_result=str(entry.get("JOB_RESULT", "")),
-            invocation_id=str(entry.get("INVOCATION_ID", "")),
-        )
+    words = ["--lines=1", "_PID=1", f"UNIT={unit}", f"MESSAGE_ID={STOPPED}"]
+    if invocation_id:
+        words += [f"INVOCATION_ID={invocation_id}", "JOB_TYPE=stop"]
+    else:  # matches of one field are alternatives: whichever came last
+        words += [f"MESSAGE_ID={STARTED}", f"_BOOT_ID={host.clock.now().boot_id.replace('-', '')}"]
+    for entry in _entries(host, words, "MESSAGE_ID,JOB_TYPE,JOB_RESULT,INVOCATION_ID", timeout_s):
+        if entry.get("MESSAGE_ID") == STOPPED and entry.get("JOB_TYPE") == "stop":
+            return StopRecord(
+                at=_at(entry),
+                job_type=str(entry.get("JOB_TYPE", "")),
+                job_result=str(entry.get("JOB_RESULT", "")),
+                invocation_id=str(entry.get("INVOCATION_ID", "")),
+            )
     return None
 
 
@@ -148,7 +157,7 @@ def _entries(host: Host, words: Sequence[str], fields: str, timeout_s: float) ->
             entry = json.loads(line)
         except ValueError:  # "-- No entries --", or the line that the output limit cut
             continue
-        if isinstance(entry, dict):
+        if isinstance(entry, dict) and str(entry.get("__REALTIME_TIMESTAMP", "")).isdecimal():
             yield entry
 
 
@@ -156,7 +165,7 @@ def _message(value: object) -> str:
     """A message as text. journalctl prints one that is not plain text as a list of bytes, a long one as null."""
     if isinstance(value, str):
         return value
-    if isinstance(value, list) and all(isinstance(byte, int) for byte in value):
+    if isinstance(value, list) and all(isinstance(byte, int) and 0 <= byte < 256 for byte in value):
         return bytes(value).decode("utf-8", "replace")
     return ""
 

@@ -143,7 +143,7 @@ def pressure(host: Host, control_group: str) -> Pressure:
 
 REDACTED = "[redacted]"
 _SECRET = re.compile(
-    r"(?:^|[-_.])(?:api[-_]?keys?|tokens?|hf[-_]?token|secrets?|passwords?|passwd|pwd|credentials?|auth|authorization|"
+    r"(?:^|[-_.])(?:api[-_]?keys?|token|secrets?|passwords?|passwd|pwd|credentials?|auth|authorization|"
     r"private[-_]?key|access[-_]?key|routing[-_]?key|integration[-_]?key|keys?)$",
     re.IGNORECASE,
 )

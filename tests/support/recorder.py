@@ -80,8 +80,19 @@ class Recorder:
                 place.symlink_to(target)
         case.mkdir(parents=True, exist_ok=True)
         for name, entries in self._documents.items():
-            document = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True, width=120)
+            document = yaml.dump(entries, Dumper=_Readable, sort_keys=False, allow_unicode=True, width=120)
             (case / name).write_text(document, encoding="utf-8")
+
+
+class _Readable(yaml.SafeDumper):
+    """Writes texts of several lines as such."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Readable.add_representer(str, _text)
 
 
 def _inside(case: Path, path: str) -> Path:
