@@ -150,10 +150,8 @@ class FakeFiles:
         self.written.append(path)
 
     def _entry(self, path: str, *, follow: bool = True) -> Entry:
-        place = (
-            self._resolve(path) if follow else self._resolve(posixpath.dirname(path)) + "/" + posixpath.basename(path)
-        )
-        place = posixpath.normpath(place)
+        folder, name = posixpath.split(posixpath.normpath(path))
+        place = self._resolve(path) if follow else posixpath.join(self._resolve(folder), name)
         if place in self.entries:
             return self.entries[place]
         if place == "/" or any(name.startswith(place + "/") for name in self.entries):
