@@ -41,6 +41,7 @@ _CHANGES = {
     "os.chown",
     "os.truncate",
 }
+_TWO_PATHS = ("os.link", "os.symlink", "os.rename")  # the second is where it happens
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -58,7 +59,7 @@ class Guard:
         if event in _FORBIDDEN:
             self._object(f"a unit test {_FORBIDDEN[event]}: {event}")
         elif (event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITING) or event in _CHANGES:
-            self._place(event, arguments[0])
+            self._place(event, arguments[1 if event in _TWO_PATHS else 0])
 
     def _place(self, event: str, path: object) -> None:
         if isinstance(path, (str, bytes)):
