@@ -304,7 +304,7 @@ def undone(work: Work, result: Result, begun: Sequence[Begun]) -> Result:
     """Undo the steps that began, last first, each planned from fresh facts. Never raises for what the machine does.
 
     A run whose undo changed something and came to its end is `undone`; where nothing had to be undone it stays what it
-    was, and where undo itself failed the summary says so.
+    was, and where undo itself failed the summary says so. Raises StopAsked, unless the work is unstoppable.
     """
     changed: list[str] = []
     troubles: list[str] = []
@@ -321,6 +321,8 @@ def undone(work: Work, result: Result, begun: Sequence[Begun]) -> Result:
             target = _target(work, action, each.parameters, f"step {each.step.name!r}")
             plan = action.undo(work.host, target, target.params, each.before)
             done = _performer(work, touch, each.index).perform(plan)
+        except StopAsked:
+            raise
         except HoldfastError as error:
             troubles.append(f"undo of {each.step.name!r}: {error.message}")
             work.transcript.write("undone", **place, ok=False, summary=error.message[:500])

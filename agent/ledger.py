@@ -154,7 +154,7 @@ def _record(line: str) -> Record | None:
             previous=str(raw["prev"]),
             hash=str(raw["hash"]),
         )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 

@@ -19,6 +19,7 @@ from agent import runner, verbs
 from agent.errors import Unreachable
 from agent.host import Completed, Host, Peer, Reply
 from agent.host.files import RealFiles
+from agent.host.journal import STOPPED
 from agent.model import Json, Moment
 from agent.protocol import Event, Request, line
 from tests.support.fake_host import journal, systemctl_show
@@ -66,11 +67,26 @@ class QuickClock:
         self.ahead_s += seconds
 
 
+class Killed(BaseException):
+    """Stands for SIGKILL where the process must live on to see what is left. Nothing catches it."""
+
+
+def sigkill() -> None:
+    """Die at once."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fall() -> None:
+    """Pretend to die at once."""
+    raise Killed
+
+
 @dataclass
 class Acts:
-    """Counts what changes the world; kills this process before (odd) or after (even) one act."""
+    """Counts what changes the world; dies before (odd) or after (even) one act."""
 
     die_at: int = 0
+    die: Callable[[], None] = fall
     count: int = 0
     seen: list[str] = field(default_factory=list)
 
@@ -84,7 +100,7 @@ class Acts:
         self.count += 1
         self.seen.append(name)
         if self.count == self.die_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+            self.die()
 
 
 class CountedFiles(RealFiles):
@@ -170,7 +186,12 @@ class Systemd:
         if any(word.startswith("MESSAGE_ID=") for word in words):
             asked = [word.partition("=")[2] for word in words if word.startswith("INVOCATION_ID=")]
             stopped = [each for each in self.state()["stops"] if not asked or each in asked]
-            return journal(*({"JOB_TYPE": "stop", "JOB_RESULT": "done", "INVOCATION_ID": each} for each in stopped))
+            return journal(
+                *(
+                    {"MESSAGE_ID": STOPPED, "JOB_TYPE": "stop", "JOB_RESULT": "done", "INVOCATION_ID": each}
+                    for each in stopped
+                )
+            )
         return journal(*({"MESSAGE": text} for text in self.state()["log"]))
 
 
@@ -307,7 +328,7 @@ class World:
         self.clock = QuickClock("boot-2")
         self.systemd.set(ActiveState="active", SubState="running", MainPID=43, InvocationID=f"{99:032x}", healthy=True)
 
-    def forgetful(self) -> World:
+    def restarted(self) -> World:
         """The same world seen by a new process: acts are counted from nought."""
         again = object.__new__(World)
         again.__dict__.update(self.__dict__)
@@ -338,4 +359,17 @@ def refused(events: Sequence[Event]) -> str:
 
 
 OPERATOR_UID = os.geteuid()
-__all__ = ["DAEMON_UID", "OPERATOR_UID", "READER_UID", "SUBJECT", "UNIT", "Acts", "World", "ended", "refused", "ulid"]
+__all__ = [
+    "DAEMON_UID",
+    "OPERATOR_UID",
+    "READER_UID",
+    "SUBJECT",
+    "UNIT",
+    "Acts",
+    "Killed",
+    "World",
+    "ended",
+    "refused",
+    "sigkill",
+    "ulid",
+]
