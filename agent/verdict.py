@@ -15,7 +15,7 @@ Observations read here, by name; a check emits those it knows:
     answer.unanswered       questions that got no answer in time ("/slots")
     pending                 requests in work or waiting, None when unknown
     moved                   whether a progress counter changed since the last look; None when it cannot be told
-    known                   whether anything ever answered at its address
+    known                   whether its address is right: it has answered there, or its command line names the port
     suspected               whether something waits: an unanswered question, or pending with flat counters
     still_s                 for how long, without excuse, the inference thread has not run while suspected
     stalled_s               for how long, without excuse, there was no progress while suspected

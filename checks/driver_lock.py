@@ -17,7 +17,7 @@ from agent.plugin import Check, NoParameters, Target
 LOCK_FILE = "/etc/holdfast/driver.lock"
 
 
-def observe(host: Host, target: Target, before: Observed | None) -> Iterable[Observation]:  # noqa: ARG001 - the contract
+def observe(host: Host, target: Target, before: Observed | None) -> Iterable[Observation]:
     """Read the three versions; each may be missing, and why it is missing matters."""
     lock = driver.read_lock(host, LOCK_FILE)
     yield Observation("traces", driver.traces(host))
@@ -34,7 +34,7 @@ def observe(host: Host, target: Target, before: Observed | None) -> Iterable[Obs
     yield Observation("lock.detail", lock.detail)
 
 
-def judge(now: Observed, before: Observed | None, params: NoParameters) -> Judgement:  # noqa: ARG001 - the contract
+def judge(now: Observed, before: Observed | None, params: NoParameters) -> Judgement:
     """Each way to be wrong has its own words: no driver, not loaded, no lock, a malformed lock, a mismatch."""
     problem = str(now.value("lock.problem") or "")
     if problem and problem != "absent":

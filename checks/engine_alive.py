@@ -53,7 +53,7 @@ def _unit(host: Host, unit: str) -> Iterable[Observation]:
     yield Observation("unit.failure", stops.how_it_ended(state))
 
 
-def judge(now: Observed, before: Observed | None, params: NoParameters) -> Judgement:  # noqa: ARG001 - the contract
+def judge(now: Observed, before: Observed | None, params: NoParameters) -> Judgement:
     """The verdict's status; an engine that answers and shows no counters is a blind spot worth a warning."""
     verdict = now.verdict or Verdict.UNKNOWN
     models = ", ".join(now.value("models") or ())

@@ -17,7 +17,7 @@ from agent.plugin import Check, NoParameters, Target
 MOST_PLACES = 8
 
 
-def observe(host: Host, target: Target, before: Observed | None) -> Iterable[Observation]:  # noqa: ARG001 - the contract
+def observe(host: Host, target: Target, before: Observed | None) -> Iterable[Observation]:
     """The unit's processes, thread by thread; read as root, because the kernel tells nobody else."""
     if target.unit is None:
         return
@@ -49,7 +49,7 @@ def _io(host: Host, pid: int) -> Iterable[Observation]:
             yield Observation(f"io.{name}", int(value), "bytes", (("pid", str(pid)),))
 
 
-def judge(now: Observed, before: Observed | None, params: NoParameters) -> Judgement:  # noqa: ARG001 - the contract
+def judge(now: Observed, before: Observed | None, params: NoParameters) -> Judgement:
     """Threads in uninterruptible sleep are worth a warning; healthy ones pass through it in milliseconds."""
     if not now.value("processes"):
         return Judgement(Status.UNKNOWN, "the unit has no process")

@@ -17,7 +17,7 @@ TIMEOUT_S = 30.0
 CANARY_TIMEOUT_S = 20.0
 BETWEEN_LOOKS_S = 1.0
 """A busy server generates several tokens a second; prefill of a long prompt is waited for by asking again later."""
-LOOKS = 4
+LOOKS = 5
 
 
 def observe(host: Host, target: Target, before: Observed | None) -> Iterable[Observation]:
@@ -44,16 +44,19 @@ def _tokens_flow(host: Host, target: Target) -> tuple[EngineState, bool]:
     """What the engine says of itself, and whether its own counters of generated tokens move."""
     if target.engine is None:
         return EngineState.SILENT, False
-    last = target.engine.sample(host, target.settings)
-    for _ in range(LOOKS):
-        if not last.pending or last.unanswered:
-            break
-        host.clock.sleep(BETWEEN_LOOKS_S)
+    last: Sample | None = None
+    state = EngineState.SILENT
+    for look in range(LOOKS):
+        if look:
+            host.clock.sleep(BETWEEN_LOOKS_S)
         now = target.engine.sample(host, target.settings)
-        if generated(last, now):
-            return now.state, True
-        last = now
-    return last.state, False
+        state = now.state
+        if now.state is not EngineState.SILENT and not now.unanswered and not now.pending:
+            break  # nobody waits for a token: a slot is free, or it does not serve at all
+        if last is not None and generated(last, now):
+            return state, True
+        last = now if now.progress else last  # a busy server may leave one question unanswered
+    return state, False
 
 
 def generated(earlier: Sample, later: Sample) -> bool:
@@ -68,13 +71,13 @@ def generated(earlier: Sample, later: Sample) -> bool:
     )
 
 
-def judge(now: Observed, before: Observed | None, params: NoParameters) -> Judgement:  # noqa: ARG001 - the contract
+def judge(now: Observed, before: Observed | None, params: NoParameters) -> Judgement:
     """OK only with tokens: an engine that loads, sleeps or has no free slot has proven nothing."""
     verdict = now.verdict or Verdict.UNKNOWN
     if now.value("proven"):
         return Judgement(Status.OK, now.reason)
     status = Status.UNKNOWN if verdict.status is Status.OK else verdict.status
-    return Judgement(status, f"no token: {now.reason}")
+    return Judgement(status, now.reason)
 
 
 CHECK = Check(id="engine.generates", scope="engine", every_s=0.0, timeout_s=TIMEOUT_S, observe=observe, judge=judge)

@@ -39,6 +39,8 @@ class Unit:
     alive: bool | None = None
     processes: tuple[serving.Process, ...] = ()
     main: serving.Process | None = None
+    addressed: bool = False
+    """Whether that process's own command line says that it listens, in plain HTTP, where we ask."""
     aborting: bool = False
     state: systemd.UnitState | None = None
     invocation: str = ""
@@ -107,7 +109,7 @@ def remember(past: Memory | None, look: Look) -> Memory:
         at_s=look.at.boot_s,
         boot_id=look.at.boot_id,
         identity=identity,
-        known=old.known or sample.answered,
+        known=old.known or sample.answered or look.unit.addressed,
         served=old.served or answered,
         suspected=suspected,
         moved=moved,
@@ -219,8 +221,17 @@ def _unit(host: Host, target: Target, before: Observed | None, past: Memory | No
 def _processes(host: Host, target: Target, group: str) -> Unit:
     """The processes of a control group that serve, the one that answers at the engine's address first."""
     only_main = target.engine is None or target.engine.inference_threads == "main"
-    found, aborting = serving.processes(host, group, port=target.settings.url.rsplit(":", 1)[-1], only_main=only_main)
-    return Unit(group, bool(found), found, found[0] if found else None, aborting)
+    url = target.settings.url
+    port = url.rsplit(":", 1)[-1]
+    found, aborting = serving.processes(host, group, port=port, only_main=only_main)
+    main = found[0] if found else None
+    addressed = (
+        main is not None
+        and port in main.words
+        and url.startswith("http://")
+        and not any(word.startswith("--ssl") for word in main.words)
+    )
+    return Unit(group, bool(found), found, main, addressed, aborting)
 
 
 def _ran(unit: Unit, before: Observed | None) -> dict[int, bool]:
@@ -367,7 +378,7 @@ def _gpu_busy(host: Host, watched: serving.Process | None) -> float | None:
     return float(max(known)) if known else None
 
 
-def judge(now: Observed, before: Observed | None, params: NoParameters) -> Judgement:  # noqa: ARG001 - the contract
+def judge(now: Observed, before: Observed | None, params: NoParameters) -> Judgement:
     """The verdict's status; loading for longer than allowed is a fault."""
     verdict = now.verdict or Verdict.UNKNOWN
     loading_s, allowed_s = float(now.value("loading_s") or 0.0), float(now.value("load_timeout_s") or 0.0)

@@ -156,7 +156,7 @@ def _why(host: Host, target: Target, state: systemd.UnitState, since: float) -> 
     yield Observation("failure.at", match.at)
 
 
-def judge(now: Observed, before: Observed | None, params: NoParameters) -> Judgement:  # noqa: ARG001 - the contract
+def judge(now: Observed, before: Observed | None, params: NoParameters) -> Judgement:
     """Down is CRITICAL unless an operator's hand keeps it so; many crashes are a WARNING although it runs."""
     verdict = now.verdict or Verdict.UNKNOWN
     crashes = int(now.value("crash.count") or 0)

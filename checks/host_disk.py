@@ -33,7 +33,7 @@ class DiskParameters(Parameters):
     """From so much room on the percentage does not matter, bytes: 3 % of a large disk are plenty."""
 
 
-def observe(host: Host, target: Target, before: Observed | None) -> Iterable[Observation]:  # noqa: ARG001 - the contract
+def observe(host: Host, target: Target, before: Observed | None) -> Iterable[Observation]:
     """The room on each file system, once however many paths lie on it."""
     seen: set[tuple[int, int]] = set()
     for path in target.params.paths:
@@ -57,7 +57,7 @@ def observe(host: Host, target: Target, before: Observed | None) -> Iterable[Obs
         yield Observation("disk.read_only", space.read_only, "", labels)
 
 
-def judge(now: Observed, before: Observed | None, params: DiskParameters) -> Judgement:  # noqa: ARG001 - the contract
+def judge(now: Observed, before: Observed | None, params: DiskParameters) -> Judgement:
     """The worst file system decides; its shortage is named."""
     by_path: dict[str, dict[str, object]] = {}
     for each in now.observations:

@@ -106,7 +106,7 @@ def sample(host: Host, settings: LlamaCppSettings) -> Sample:
     version = str(about.get("build_info") or "")[:80]
     if about.get("role") == "router":
         return _router(server, version)
-    models = (str(about.get("model_alias") or about.get("model_path") or "")[:200],)
+    models = (str(about.get("model_alias") or about.get("model_path") or "").rsplit("/", 1)[-1][:200],)
     if about.get("is_sleeping") is True:
         return Sample(EngineState.SLEEPING, "asleep", models=models, version=version)
     return replace(_work(server), models=models, version=version)
@@ -271,7 +271,9 @@ def canary(host: Host, settings: LlamaCppSettings, timeout_s: float) -> Canary:
         return Canary(0, 0.0, refused=look.detail or str(look.state))
     if look.unanswered:
         return Canary(0, 0.0, refused=f"does not answer {', '.join(look.unanswered)}")
-    if look.models and _is_router(server):
+    if _is_router(server):
+        if not look.models:
+            return Canary(0, 0.0, refused="no model is loaded")
         server = replace(server, model=look.models[0])
     slot, refused = _idle_slot(server)
     if refused:

@@ -37,15 +37,13 @@ def operators_hand(host: Host, state: UnitState, last_invocation: str = "") -> t
 
 def _asked_for(host: Host, unit: str, invocation: str) -> tuple[bool | None, str]:
     """Whether an operator asked for the end of this run, as the journal tells it."""
-    if not invocation:
-        return None, "nothing is known of its last run"
     try:
-        stop = stopped_by_job(host, unit, invocation)
+        stop = stopped_by_job(host, unit, invocation or None)
     except HostError as error:
         return None, f"the journal cannot be read: {error.message}"
     if stop is None:
-        return False, ""
-    if _ours(host, unit, invocation):
+        return (False, "") if invocation else (None, "nothing is known of its last run")
+    if _ours(host, unit, stop.invocation_id or invocation):
         return False, "stopped by a run of ours"
     return True, "stopped by an operator"
 
