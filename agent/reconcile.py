@@ -239,7 +239,8 @@ class Reconciler:
         self._unsaved[(result.check, result.subject)] = result
         changed = known is None or known.status is not result.status or known.verdict is not result.verdict
         if changed:
-            log.info("%s %s: %s, %s", result.check, result.subject, result.verdict or result.status, result.summary)
+            said = result.summary if result.verdict else f"{result.status}, {result.summary}"
+            log.info("%s %s: %s", result.check, result.subject, said)
         if changed or self._saved_at is None or result.at.since(self._saved_at) >= SAVE_S:
             self.save(result.at)
 
