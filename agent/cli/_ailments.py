@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from agent.cli import lock
 from agent.cli._memory import LedgerView
-from agent.cli.status import Remembered
+from agent.cli.status import Remembered, lives
 from agent.errors import FileTrouble, HoldfastError, HostError
 from agent.model import Moment, Status
 
@@ -62,7 +62,7 @@ def _daemon(facts: Facts) -> Iterator[Ailment]:
         yield Ailment("daemon", Status.CRITICAL, facts.unread or "the daemon has never run here", start)
         return
     note = facts.remembered.note
-    if not note.alive(facts.now):
+    if not lives(facts.remembered, facts.now):
         yield Ailment("daemon", Status.CRITICAL, "the daemon is down: nothing is watched", start)
     if note.problem:
         yield Ailment("daemon-problem", Status.WARNING, note.problem, "holdfast check --config; journalctl -u holdfast")

@@ -56,10 +56,10 @@ def unknown(what: str, word: str, known: Iterable[str], *, list_with: str = "") 
 
 
 def seconds(text: str) -> float:
-    """A duration as people type it ("90", "45s", "2h", "1h30m", "1d") in seconds. Raises UsageError."""
+    """A duration as people type it ("45s", "2h", "1h30m", "1d") in seconds. Raises UsageError."""
     import re
 
-    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s?)?", text.strip().lower().replace(" ", ""))
+    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?", text.strip().lower().replace(" ", ""))
     parts = [int(part or 0) for part in found.groups()] if found else []
     total = sum(part * size for part, size in zip(parts, (86400, 3600, 60, 1), strict=False))
     if total <= 0:

@@ -33,6 +33,7 @@ class Session:
     stderr: TextIO = field(default_factory=lambda: sys.stderr)
     uid: int = field(default_factory=os.geteuid)
     environ: dict[str, str] = field(default_factory=lambda: dict(os.environ))
+    columns: int | None = None
     as_json: bool = False
     exit_code: int = 0
     _host: Host | None = None
@@ -62,6 +63,8 @@ class Session:
     @property
     def width(self) -> int:
         """The columns of the terminal; 80 without one, never less than 20."""
+        if self.columns is not None:
+            return max(20, self.columns)
         if not self.stdout.isatty() and "COLUMNS" not in self.environ:
             return DEFAULT_WIDTH
         return max(20, shutil.get_terminal_size((DEFAULT_WIDTH, 24)).columns)

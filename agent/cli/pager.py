@@ -34,7 +34,7 @@ class Answer:
 
 
 def test(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Only this receiver.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Only this receiver.")] = None,  # noqa: PT028 - a verb, no test
 ) -> Live:
     """Send a test event to every receiver, or to one, and say what each answered.
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 RUN_SHOWN_S = 86400.0
 """Runs of the last day are worth a line."""
 
+RESULTS_S = 150.0
+"""Without a note of its own, a daemon whose newest result is younger than this is taken to live."""
+
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
@@ -110,7 +113,7 @@ def compose(
     host: str, now: Moment, known: Remembered, ledger: LedgerView, driver: texts.DriverLine
 ) -> tuple[texts.StatusPage, tuple[Problem, ...]]:
     """The page from everything that is known, and what was missing."""
-    alive = known.note.alive(now)
+    alive = lives(known, now)
     data_at = max(
         [r.at.wall for r in known.results.values()] + ([known.note.at] if known.note.at else []), default=None
     )
@@ -146,6 +149,13 @@ def compose(
         notes=_notes(known, ledger),
     )
     return page, _errors(alive, known, ledger, page)
+
+
+def lives(known: Remembered, now: Moment) -> bool:
+    """Whether the daemon lives: by its note, and where there is none yet by results that keep coming."""
+    if known.note.at is not None:
+        return known.note.alive(now)
+    return any(r.at.boot_id == now.boot_id and now.since(r.at) < RESULTS_S for r in known.results.values())
 
 
 URGENCIES = (Urgency.INFO, Urgency.WARNING, Urgency.CRITICAL)
