@@ -293,6 +293,16 @@ def test_the_fallback_hears_what_nobody_took_for_the_time_set_and_then_its_end(b
     assert backed.told("last") == [("trigger", "title 1"), ("resolve", "title 2")]
 
 
+def test_who_was_told_by_the_fallback_hears_of_the_end_at_once_also_behind_a_fresh_update(backed: Pager) -> None:
+    backed.queue(alert(1))
+    backed.round(down)
+    backed.clock.advance(FALLBACK_AFTER_S + 1)
+    backed.round(only_last)
+    backed.queue(alert(2), alert(3, "resolve"))
+    backed.round(only_last)
+    assert backed.told("last") == [("trigger", "title 1"), ("resolve", "title 3")]
+
+
 def test_the_fallback_is_not_used_while_one_other_receiver_works(backed: Pager) -> None:
     backed.queue(alert(1))
     replies: Replies = lambda what: down(what) if what.receiver == "a" else Delivery.sent()  # noqa: E731
@@ -338,6 +348,22 @@ def test_the_fallback_knows_that_an_update_was_told_as_part_of_another_alert(bac
     backed.round(replies)
     assert backed.told("last") == []
     assert "last" not in backed.store.depth()
+
+
+def test_a_merged_row_always_leads_straight_to_the_row_that_tells_it(pager: Pager) -> None:
+    pager.receivers.append(receiver("hook"))  # which never answers, so that all its rows stay to be looked at
+    replies = {"sent": Delivery.sent(), "down": Delivery.retry("refused")}
+    for number, action, reply in (
+        (1, "trigger", "sent"),
+        (2, "trigger", "down"),
+        (3, "trigger", "down"),
+        (4, "resolve", "down"),
+    ):
+        pager.queue(alert(number, action))
+        pager.clock.advance(400)
+        pager.round(lambda what, reply=reply: replies[reply] if what.receiver == "pd" else silent(what))  # type: ignore[misc]
+    rows = {row.alert_id: row for row in pager.store.outbox().rows if row.receiver == "pd"}
+    assert {rows[name].merged_into for name in ("a2", "a3")} == {rows["a4"].id}
 
 
 def test_a_fault_that_ends_before_the_fallback_was_needed_reaches_the_others_as_one_event(backed: Pager) -> None:
