@@ -44,6 +44,11 @@ class _Running:
         assert self.process.stdout is not None  # noqa: S101 - opened below with a pipe
         return self.process.stdout.fileno()
 
+    def hang_up(self) -> None:
+        """Listen no more. A child that still has much to say would otherwise wait for a reader for ever."""
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
 
 class RealChild:
     """The `Child` primitive."""
@@ -67,7 +72,10 @@ class RealChild:
             if self._running is not None and not _leave(self._running, time.monotonic()):
                 return None
             self._running = running = self._start(question)
-            answer = _listen(running, deadline)
+            try:
+                answer = _listen(running, deadline)
+            finally:
+                running.hang_up()
             if answer is not None and _leave(running, max(deadline, time.monotonic() + _LEAVE_S)):
                 self._running = None
                 return _parse(answer, running.process.returncode)
@@ -139,7 +147,7 @@ def _listen(running: _Running, deadline: float) -> bytes | None:
 
 
 def _leave(running: _Running, deadline: float) -> bool:
-    """Whether the child has ended by the deadline; then it is reaped and its pipe closed."""
+    """Whether the child has ended by the deadline; then it is reaped."""
     if running.process.poll() is None:
         try:
             pidfd = os.pidfd_open(running.process.pid)
@@ -151,11 +159,7 @@ def _leave(running: _Running, deadline: float) -> bool:
             poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
         finally:
             os.close(pidfd)
-    if running.process.poll() is None:
-        return False
-    if running.process.stdout is not None:
-        running.process.stdout.close()
-    return True
+    return running.process.poll() is not None
 
 
 def _parse(said: bytes, status: int | None) -> Mapping[str, Json]:

@@ -124,9 +124,12 @@ def _body(response: Response, limit: int) -> bytes:
         return bytes(found)
     if coding not in _WINDOW_BITS:
         raise OSError(errno.EPROTO, f"it answered in the coding {coding!r}, which was not asked for")
-    plain = zlib.decompressobj(_WINDOW_BITS[coding]).decompress(bytes(found), limit + 1)
+    unpacked = zlib.decompressobj(_WINDOW_BITS[coding])
+    plain = unpacked.decompress(bytes(found), limit + 1)
     if len(plain) > limit:
         raise _TooLargeError
+    if not unpacked.eof:
+        raise OSError(errno.EPROTO, "its compressed answer is torn")
     return plain
 
 
