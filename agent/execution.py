@@ -203,8 +203,13 @@ def _step(work: Work, progress: _Progress, index: int, step: Step, known: Mappin
         if action.undo is not None and before is not None:
             progress.begun.append(Begun(index, step, values, before))
 
+        touched: list[int] = []
+
         def touch() -> None:
             progress.changed = True
+            if not touched:
+                touched.append(index)
+                work.transcript.write("progress", step=index, text="changes begin", changes=True)
 
         done = _performer(work, touch, index).perform(plan, step.timeout_s)
     except HoldfastError as error:

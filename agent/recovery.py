@@ -122,13 +122,13 @@ def _finish(work: Work, data: Mapping[str, Json], found: Sequence[Event]) -> Res
     started, whole = _stand(found, int(data.get("steps", 0)))
     begun = _begun(found)
     verify = work.runbook.verify
-    if verify is not None and (begun or whole):
+    if verify is not None and (begun or whole or _spans_reboot(found)):
         seen = execution.look(work, verify)
         if seen is not None and execution.proves(seen):
             work.transcript.write("verified", check=verify.check, summary=seen.summary)
             return execution.finish(work, Result(Outcome.SUCCEEDED, f"cut off, and proven afterwards: {seen.summary}"))
     result = Result(Outcome.INTERRUPTED, f"cut off {started}", code="cut-off")
-    resumes = whole or any(event.data.get("spans_reboot") for event in found if event.event == "step_started")
+    resumes = whole or _spans_reboot(found)
     if not resumes:
         result = execution.undone(work, result, begun)
     if verify is not None and (begun or resumes):
@@ -156,8 +156,13 @@ def _stand(found: Sequence[Event], steps: int) -> tuple[str, bool]:
     return ("while it was verified" if whole else f"after step {last.data.get('name')!r}"), whole
 
 
+def _spans_reboot(found: Sequence[Event]) -> bool:
+    return any(event.event == "step_started" and event.data.get("spans_reboot") for event in found)
+
+
 def _begun(found: Sequence[Event]) -> list[Begun]:
-    """The steps whose plan was complete, so that they may have changed something."""
+    """The steps that may have changed something: their plan was complete, and their first change was announced."""
+    changing = {event.data.get("step") for event in found if event.data.get("changes")}
     return [
         Begun(
             int(event.data["step"]),
@@ -166,5 +171,5 @@ def _begun(found: Sequence[Event]) -> list[Begun]:
             event.data["before"],
         )
         for event in found
-        if event.event == "planned" and event.data.get("before") is not None
+        if event.event == "planned" and event.data.get("before") is not None and event.data["step"] in changing
     ]

@@ -106,7 +106,7 @@ def _hands_off(host: Host, state: UnitState) -> Refuse | None:
         return Refuse(f"{state.unit} is {state.active_state} ({state.sub_state})", "unit-busy", 5.0)
     operators, how = stops.operators_hand(host, state)
     if operators:
-        return Refuse(f"{state.unit} is {how}", "operator-stopped")
+        return Refuse(f"{state.unit} is {how}", f"operator-{how.partition(' ')[0]}")
     return None
 
 

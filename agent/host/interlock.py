@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from agent.errors import FileTrouble, HostError
 from agent.host import Host, driver, nvml
 from agent.model import Json
 
@@ -55,25 +56,34 @@ def gpu_matters(host: Host, gpu: bool | None) -> bool:
 
 def look(host: Host, gpu: bool | None) -> Interlock:
     """Compare, now. NVML is asked at most once, from a child with a deadline."""
-    if not gpu_matters(host, gpu):
-        return Interlock(False, "", _why_not(host, gpu))
-    loaded, library = driver.loaded_version(host), driver.library_version(host)
+    try:
+        if not gpu_matters(host, gpu):
+            return Interlock(False, "", _why_not(host, gpu))
+        loaded, library = driver.loaded_version(host), driver.library_version(host)
+    except FileTrouble as trouble:
+        return Interlock(True, "driver-unknown", f"the driver's version cannot be read: {trouble.message}")
     wrong = _apart(loaded, library)
     if wrong:
         return Interlock(True, "driver-inconsistent", wrong, loaded, library)
-    answer = nvml.ask(host, NVML_DEADLINE_S)
+    code, reason, answer = _asked(host, loaded)
+    return Interlock(True, code, reason, loaded, library, answer)
+
+
+def _asked(host: Host, loaded: str | None) -> tuple[str, str, nvml.NvmlAnswer | None]:
+    """What a fresh answer of NVML adds: a code ("" while it agrees), why, and the answer itself."""
+    try:
+        answer = nvml.ask(host, NVML_DEADLINE_S)
+    except HostError as error:
+        return "nvml-silent", f"NVML cannot be asked: {error.message}", None
     if answer is None:
-        reason = f"NVML did not answer within {NVML_DEADLINE_S:g} s: the driver hangs"
-        return Interlock(True, "nvml-silent", reason, loaded, library)
+        return "nvml-silent", f"NVML did not answer within {NVML_DEADLINE_S:g} s: the driver hangs", None
     if answer.code == nvml.PROBE_FAILED:
-        return Interlock(True, "nvml-silent", answer.meaning, loaded, library, answer)
+        return "nvml-silent", answer.meaning, answer
     if answer.code != nvml.SUCCESS:
-        reason = f"NVML answers {answer.meaning} ({answer.code})"
-        return Interlock(True, "driver-inconsistent", reason, loaded, library, answer)
+        return "driver-inconsistent", f"NVML answers {answer.meaning} ({answer.code})", answer
     if answer.driver_version and answer.driver_version != loaded:
-        reason = f"the kernel module is {loaded}, NVML says {answer.driver_version}"
-        return Interlock(True, "driver-inconsistent", reason, loaded, library, answer)
-    return Interlock(True, "", f"module, library and NVML agree on {loaded}", loaded, library, answer)
+        return "driver-inconsistent", f"the kernel module is {loaded}, NVML says {answer.driver_version}", answer
+    return "", f"module, library and NVML agree on {loaded}", answer
 
 
 def _apart(loaded: str | None, library: str | None) -> str:

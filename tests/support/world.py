@@ -119,6 +119,13 @@ class CountedFiles(RealFiles):
         )
 
 
+def replace_file(path: Path, text: str) -> None:
+    """Write so that another process sees the old text or the new one."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    beside.write_text(text)
+    beside.replace(path)
+
+
 class Systemd:
     """Enough of systemctl and journalctl for one unit."""
 
@@ -134,10 +141,10 @@ class Systemd:
 
     def set(self, **changes: Any) -> None:
         known = self.state() if self._path.exists() else {}
-        self._path.write_text(json.dumps({**known, **changes}))
-        running = self.state()["ActiveState"] in ("active", "deactivating")
+        known = {**known, **changes}
         self._procs.parent.mkdir(parents=True, exist_ok=True)
-        self._procs.write_text("42\n" if running else "")
+        replace_file(self._procs, "42\n" if known["ActiveState"] in ("active", "deactivating") else "")
+        replace_file(self._path, json.dumps(known))
 
     def __call__(
         self, argv: Sequence[str], *, timeout_s: float, user: str | None = None, cwd: str | None = None,
@@ -151,7 +158,7 @@ class Systemd:
         if words[1] == "show":
             properties = {name: value for name, value in self.state().items() if name[0].isupper()}
             return Completed(words, 0, systemctl_show(UNIT, **properties), "", 0.0)
-        self._acts.around(" ".join(words), lambda: getattr(self, "_" + words[1].replace("-", "_"))())
+        self._acts.around(" ".join(words), getattr(self, "_" + words[1].replace("-", "_")))
         return Completed(words, 0, "", "", 0.0)
 
     def _stop(self) -> None:
@@ -324,7 +331,7 @@ class World:
         self.clock.ahead_s += seconds
 
     def rebooted(self) -> None:
-        """The host was restarted: another boot, no process of ours left, the unit started again because it is enabled."""
+        """The host was restarted: another boot, and the unit started again because it is enabled."""
         self.clock = QuickClock("boot-2")
         self.systemd.set(ActiveState="active", SubState="running", MainPID=43, InvocationID=f"{99:032x}", healthy=True)
 

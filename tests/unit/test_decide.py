@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -13,11 +14,14 @@ NOW = Moment(1_800_000_000.0, 100_000.0, "boot-2")
 SUBJECT = "engine:chat"
 
 
+LIMITS = Limits(cooldown_s=300.0, max_runs=3, within_s=21600.0)
+
+
 @dataclass(frozen=True)
 class Book:
     id: str = "restart-engine"
     risk: Risk = Risk.SERVICE
-    limits: Limits = Limits(cooldown_s=300.0, max_runs=3, within_s=21600.0)
+    limits: Limits = LIMITS
 
 
 FREE = DecisionFacts(autonomy=Autonomy.ACT, caller=Caller.DAEMON)
@@ -200,7 +204,8 @@ def test_a_yes_means_that_nobody_objects(facts: DecisionFacts, now: Moment) -> N
     assert facts.paused_until is None
     assert not facts.change or facts.of_change
     if facts.unit is not None:
-        assert not (facts.unit.masked or facts.unit.disabled or facts.unit.operator_stopped or facts.unit.busy)
+        unit = facts.unit
+        assert (unit.masked, unit.disabled, unit.operator_stopped, unit.busy) == (False, False, False, "")
     if facts.caller is Caller.DAEMON:
         assert facts.autonomy is Autonomy.ACT or facts.approved
     if not facts.force or facts.caller is Caller.DAEMON:
@@ -220,7 +225,7 @@ def test_no_window_ever_holds_more_runs_than_allowed(times: list[float]) -> None
     for first in ran:
         inside = [each for each in ran if 0 <= each.at.boot_s - first.at.boot_s < 21600]
         assert len(inside) <= 3
-    gaps = [later.at.boot_s - earlier.at.boot_s for earlier, later in zip(ran, ran[1:], strict=False)]
+    gaps = [later.at.boot_s - earlier.at.boot_s for earlier, later in pairwise(ran)]
     assert all(gap >= 300 for gap in gaps)
 
 

@@ -138,6 +138,17 @@ def test_a_cut_before_anything_was_changed_is_told_as_such(tmp_path: Path) -> No
     assert world.systemd.state()["starts"] == 0
 
 
+def test_a_cut_before_the_first_change_is_not_verified_for_minutes(tmp_path: Path) -> None:
+    act = act_number(tmp_path, "before write /var/lib/holdfast-runner/stops/chat.service.json") - 2
+    world = World(tmp_path, healthy=False)
+    cut_off(world, act)
+    world = world.restarted()
+    before = world.clock.ahead_s
+    assert recover.main(world.host()) == 0
+    assert outcomes(world) == ["interrupted"]
+    assert world.clock.ahead_s - before < 60
+
+
 def test_a_power_cut_while_the_engine_still_loads_is_waited_for(tmp_path: Path) -> None:
     act = act_number(tmp_path, f"after systemctl start --no-block {UNIT}")
     world = World(tmp_path, healthy=False)
