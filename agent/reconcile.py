@@ -239,8 +239,7 @@ class Reconciler:
         self._unsaved[(result.check, result.subject)] = result
         changed = known is None or known.status is not result.status or known.verdict is not result.verdict
         if changed:
-            said = result.summary if result.verdict else f"{result.status}, {result.summary}"
-            log.info("%s %s: %s", result.check, result.subject, said)
+            log.info("%s %s: %s: %s", result.check, result.subject, result.verdict or result.status, result.summary)
         if changed or self._saved_at is None or result.at.since(self._saved_at) >= SAVE_S:
             self.save(result.at)
 
@@ -355,7 +354,7 @@ class Reconciler:
         late = [key for key in suspicion.waits_for if not self._newer(key, suspicion.asked_at)]
         if late and now.since(suspicion.asked_at) < EXPLAIN_S:
             return False
-        for check, subject in late:
+        for check, subject in set(late) - set(finding.results):
             why = f"did not answer within {EXPLAIN_S:.0f} s"
             self.results[(check, subject)] = unknown(check, subject, why, suspicion.asked_at, now)
         return True

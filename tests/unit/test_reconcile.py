@@ -1,0 +1,299 @@
+"""The loop: results in, incidents moved, effects out; and what survives a restart of the daemon."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent import plugin
+from agent.config import CheckSettings, Config
+from agent.model import (
+    Alert,
+    CheckResult,
+    Decision,
+    Finding,
+    Incident,
+    Moment,
+    Observation,
+    Outcome,
+    Phase,
+    Run,
+    Status,
+    Transition,
+    Urgency,
+    Verdict,
+)
+from agent.protocol import Request
+from agent.reconcile import (
+    EXPLAIN_S,
+    Acknowledged,
+    Advice,
+    CheckNow,
+    Effect,
+    Message,
+    Reconciler,
+    ResultArrived,
+    RunReported,
+    StartRun,
+    Tick,
+)
+from agent.store import Store, open_store
+
+CHAT = "engine:chat"
+ALLOWED = Decision(True, "nothing speaks against it", "allowed")
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.at = 0.0
+
+    def now(self) -> Moment:
+        return Moment(1_800_000_000.0 + self.at, 50.0 + self.at, "boot-1")
+
+    def sleep(self, seconds: float) -> None:
+        self.at += seconds
+
+
+def configuration() -> Config:
+    engine = plugin.engines()["llama.cpp"].settings(
+        name="chat", kind="llama.cpp", url="http://127.0.0.1:8080", unit="llama-server.service"
+    )
+    checks = {check.id: CheckSettings(True, check.every_s, check.params()) for check in plugin.checks().values()}
+    return Config(engines=(engine,), checks=checks)
+
+
+class Scene:
+    """A reconciler over a real store, with advice that a test sets and alerts that it can read."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self.clock = clock
+        self.store = store
+        self.decision = ALLOWED
+        self.runbook: str | None = "restart-engine"
+        self.told: list[tuple[str, str, Urgency]] = []
+        self._ids = itertools.count(1)
+        self.loop = self.fresh()
+
+    def fresh(self) -> Reconciler:
+        """A reconciler as after a restart of the daemon."""
+        return Reconciler(
+            configuration(),
+            self.store,
+            advise=self._advise,
+            enqueue=self._enqueue,
+            prefix="holdfast/0123abcd",
+            new_id=self._new_id,
+        )
+
+    def _new_id(self) -> str:
+        return f"01J{next(self._ids):023d}"
+
+    def _advise(self, finding: Finding, now: Moment) -> Advice:
+        return Advice(self.runbook, self.decision, "a person must act", "sudo holdfast run restart-engine")
+
+    def _enqueue(self, incident: Incident, transition: Transition) -> list[tuple[str, Alert]]:
+        self.told.append((incident.finding, transition.kind, incident.urgency))
+        return []
+
+    def send(self, message: Message, after: float = 0.0) -> list[Effect]:
+        self.clock.at += after
+        return self.loop.handle(message, self.clock.now())
+
+    def result(self, check: str, verdict: Verdict, after: float = 0.0, **evidence: Any) -> list[Effect]:
+        self.clock.at += after
+        return self.send(ResultArrived(answer(self.clock.now(), check, verdict, evidence)))
+
+    def explain(self) -> list[Effect]:
+        """Every other check answers that all is well with it."""
+        self.clock.at += 0.1
+        effects = self.result("engine.progress", Verdict.DEAD)
+        effects += self.send(ResultArrived(answer(self.clock.now(), "driver.lock", Verdict.READY, {}, "host")))
+        return effects + self.result("engine.unit", Verdict.DEAD, **{"unit.failure": "killed by SIGKILL"})
+
+    def incident(self) -> Incident:
+        return self.loop.incidents[("engine-dead", CHAT)]
+
+    def kinds(self) -> list[str]:
+        return [kind for finding, kind, _ in self.told if finding == "engine-dead"]
+
+
+def answer(at: Moment, check: str, verdict: Verdict, evidence: Mapping[str, Any], subject: str = CHAT) -> CheckResult:
+    observations = tuple(Observation(name, value) for name, value in evidence.items())
+    return CheckResult(check, subject, verdict.status, str(verdict), observations, at, 0.0, verdict)
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    clock = Clock()
+    store = open_store(tmp_path / "holdfast.db", clock)
+    yield Scene(store, clock)
+    store.close()
+
+
+def open_incident(scene: Scene) -> Request:
+    """A dead engine, up to the moment a run is asked for."""
+    scene.result("engine.unit", Verdict.DEAD, **{"unit.failure": "killed by SIGKILL"})
+    (asked,) = [effect for effect in scene.explain() if isinstance(effect, StartRun)]
+    return asked.request
+
+
+def ended(request: Request, outcome: Outcome, summary: str = "") -> RunReported:
+    run = Run(request.id, "restart-engine", CHAT, "", 0.0, 1.0, outcome, summary)
+    return RunReported(request.id, run)
+
+
+def test_the_checks_that_could_explain_it_are_asked_before_anything_opens(scene: Scene) -> None:
+    effects = scene.result("engine.unit", Verdict.DEAD)
+    asked = {(effect.check, effect.subject) for effect in effects if isinstance(effect, CheckNow)}
+    assert asked == {("engine.unit", CHAT), ("engine.progress", CHAT), ("driver.lock", "host")}
+    assert scene.kinds() == []
+
+
+def test_an_explanation_that_clears_it_up_leaves_no_trace(scene: Scene) -> None:
+    scene.result("engine.unit", Verdict.DEAD)
+    scene.result("engine.progress", Verdict.READY, after=0.1)
+    scene.result("engine.unit", Verdict.READY, after=0.1)
+    scene.send(Tick(), after=EXPLAIN_S)
+    assert scene.kinds() == []
+    assert scene.store.load_incidents(open_only=False) == []
+
+
+def test_explanations_that_do_not_come_are_not_awaited_for_long(scene: Scene) -> None:
+    scene.result("engine.unit", Verdict.DEAD)
+    assert scene.send(Tick(), after=EXPLAIN_S - 0.1) == []
+    scene.send(Tick(), after=0.2)
+    assert scene.kinds() == ["opened", "acting"]
+    assert scene.loop.results[("driver.lock", "host")].status is Status.UNKNOWN
+    assert scene.loop.results[("engine.unit", CHAT)].verdict is Verdict.DEAD, "the evidence itself stands"
+
+
+def test_a_run_is_asked_for_only_after_it_was_stored(scene: Scene) -> None:
+    request = open_incident(scene)
+    (stored,) = scene.store.load_incidents()
+    assert stored.phase is Phase.ACTING
+    assert stored.runs == (request.id,)
+    assert scene.kinds() == ["opened", "acting"]
+
+
+def test_a_successful_run_resolves_once_fresh_checks_agree(scene: Scene) -> None:
+    request = open_incident(scene)
+    effects = scene.send(ended(request, Outcome.SUCCEEDED, "1 token"), after=3)
+    due = {effect.check for effect in effects if isinstance(effect, CheckNow)}
+    assert {"engine.unit", "engine.progress", "engine.alive"} <= due
+    for check in ("engine.unit", "engine.progress", "engine.alive"):
+        scene.result(check, Verdict.READY, after=0.1)
+    assert scene.kinds() == ["opened", "acting", "verified", "resolved"]
+    assert scene.store.load_incidents() == []
+
+
+def test_old_results_cannot_resolve_what_a_run_has_just_touched(scene: Scene) -> None:
+    request = open_incident(scene)
+    scene.send(ended(request, Outcome.SUCCEEDED), after=3)
+    scene.result("engine.unit", Verdict.READY, after=0.1)
+    assert "resolved" not in scene.kinds()
+
+
+def test_a_spent_budget_hands_over_to_a_person_once(scene: Scene) -> None:
+    request = open_incident(scene)
+    scene.decision = Decision(False, "3 of 3 runs are spent", "budget", not_before=scene.clock.now().wall + 9999)
+    scene.send(ended(request, Outcome.FAILED, "exit 127"), after=3)
+    for _ in range(5):
+        scene.explain()
+        scene.send(Tick(), after=20)
+    assert scene.kinds() == ["opened", "acting", "raised", "escalated"]
+    assert scene.incident().urgency is Urgency.CRITICAL
+    assert scene.incident().command == "sudo holdfast run restart-engine"
+
+
+def test_what_nobody_may_cure_starts_critical_and_escalates(scene: Scene) -> None:
+    scene.decision = Decision(False, "a restart cannot cure this", "incurable")
+    scene.result("engine.unit", Verdict.DEAD)
+    scene.explain()
+    assert scene.told == [
+        ("engine-dead", "opened", Urgency.CRITICAL),
+        ("engine-dead", "escalated", Urgency.CRITICAL),
+    ]
+
+
+def test_observing_only_asks_for_approval_and_starts_nothing(scene: Scene) -> None:
+    scene.decision = Decision(False, "autonomy is observe", "autonomy-observe", needs_approval=True)
+    scene.result("engine.unit", Verdict.DEAD)
+    effects = scene.explain()
+    assert not [effect for effect in effects if isinstance(effect, StartRun)]
+    assert scene.kinds() == ["opened", "needs-approval"]
+
+
+def test_while_paused_it_is_told_quietly_and_acted_upon_afterwards(scene: Scene) -> None:
+    scene.decision = Decision(False, "paused", "paused", not_before=scene.clock.now().wall + 60)
+    scene.result("engine.unit", Verdict.DEAD)
+    scene.explain()
+    assert scene.told == [("engine-dead", "opened", Urgency.INFO)]
+    scene.decision = ALLOWED
+    effects = scene.send(Tick(), after=61)
+    assert [type(effect) for effect in effects] == [StartRun]
+
+
+def test_a_wait_that_the_runner_asked_for_is_obeyed(scene: Scene) -> None:
+    scene.decision = Decision(False, "cooling down", "cooldown", not_before=scene.clock.now().wall + 100)
+    scene.result("engine.unit", Verdict.DEAD)
+    scene.explain()
+    scene.decision = ALLOWED
+    assert scene.send(Tick(), after=50) == []
+    assert [type(effect) for effect in scene.send(Tick(), after=60)] == [StartRun]
+
+
+def test_a_daemon_that_was_killed_during_a_run_asks_for_its_outcome_and_starts_nothing_twice(scene: Scene) -> None:
+    request = open_incident(scene)
+    scene.loop = scene.fresh()
+    effects = scene.send(Tick(), after=1)
+    assert effects == [StartRun(Request(do="follow", id=request.id))]
+    assert scene.send(Tick(), after=1) == []
+    scene.send(ended(request, Outcome.SUCCEEDED), after=1)
+    assert scene.kinds() == ["opened", "acting", "verified"]
+
+
+def test_a_run_that_the_runner_never_heard_of_is_decided_again_later(scene: Scene) -> None:
+    request = open_incident(scene)
+    assert scene.send(RunReported(request.id, None), after=1) == []
+    assert scene.incident().phase is Phase.OPEN
+    effects = scene.send(Tick(), after=20)
+    (again,) = [effect for effect in effects if isinstance(effect, StartRun)]
+    assert again.request.id != request.id
+
+
+def test_a_refusal_by_the_runner_makes_it_loud_and_is_not_asked_again_at_once(scene: Scene) -> None:
+    request = open_incident(scene)
+    effects = scene.send(ended(request, Outcome.REFUSED, "driver and libraries disagree"), after=1)
+    assert not [effect for effect in effects if isinstance(effect, StartRun)]
+    assert scene.told[-1] == ("engine-dead", "raised", Urgency.CRITICAL)
+    assert "driver and libraries disagree" in scene.incident().tried[-1]
+
+
+def test_tokens_not_proven_within_a_minute_make_it_loud(scene: Scene) -> None:
+    open_incident(scene)
+    scene.send(Tick(), after=59)
+    assert "raised" not in scene.kinds()
+    scene.send(Tick(), after=2)
+    assert scene.told[-1] == ("engine-dead", "raised", Urgency.CRITICAL)
+
+
+def test_an_acknowledgement_is_told_and_stays_over_a_restart(scene: Scene) -> None:
+    open_incident(scene)
+    scene.send(Acknowledged(scene.incident().id, "operator"))
+    assert scene.kinds()[-1] == "acknowledged"
+    assert scene.fresh().incidents[("engine-dead", CHAT)].acknowledged_by == "operator"
+
+
+def test_looks_that_say_nothing_new_are_not_written(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_incident(scene)
+    commits: list[Any] = []
+    monkeypatch.setattr(scene.store, "commit", lambda *args, **kwargs: commits.append(args))
+    for _ in range(10):
+        scene.result("engine.unit", Verdict.DEAD, after=1, **{"unit.failure": "killed by SIGKILL"})
+    assert commits == []
