@@ -15,7 +15,7 @@ from functools import wraps
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from agent.cli._result import Live, Result
 from agent.cli._session import current
@@ -48,7 +48,7 @@ def build(name: str, verb: Verb) -> Any:
     """The parser of one verb: a command, or a group of commands."""
     app = _application(name=name, help=verb.help or None)
     for function in verb.commands:
-        app.command(command_name(function) if verb.group else name)(with_json(function))
+        app.command(command_name(function) if verb.group else name, cls=_Command)(with_json(function))
     if verb.group:
         app.callback(help=verb.help)(_nothing)
     return typer.main.get_command(app)
@@ -57,6 +57,7 @@ def build(name: str, verb: Verb) -> Any:
 def _application(**settings: Any) -> typer.Typer:
     """Typer without what would print for us: no rich help, no pretty exceptions, no completion options."""
     return typer.Typer(
+        cls=_Group,
         add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
@@ -88,7 +89,30 @@ def with_json(function: Function) -> Callable[..., Any]:
     return command
 
 
-class LazyGroup(TyperGroup):
+class _QuickHelp:
+    """--help with a default: without one the parser would load pydantic, only to learn that nobody asked for help."""
+
+    def get_help_option_names(self, ctx: Any) -> list[str]:
+        """-h before --help; the parser keeps a set, whose order changes from run to run."""
+        return sorted(super().get_help_option_names(ctx), key=len)  # type: ignore[misc]
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """The option --help."""
+        option = super().get_help_option(ctx)  # type: ignore[misc]
+        if option is not None:
+            option.default = False
+        return option
+
+
+class _Command(_QuickHelp, TyperCommand):
+    """A command of ours."""
+
+
+class _Group(_QuickHelp, TyperGroup):
+    """A verb with commands of its own."""
+
+
+class LazyGroup(_Group):
     """The tree of all verbs, which imports only the verb that was asked for."""
 
     _names: Sequence[str] = ()

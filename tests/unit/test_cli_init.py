@@ -17,7 +17,9 @@ HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrn
 
 def row(address: str, port: int, inode: int, state: str = "0A") -> str:
     rest = "00000000:0000" if len(address) == 8 else "0" * 32 + ":0000"
-    return f"   0: {address}:{port:04X} {rest} {state} 00000000:00000000 00:00000000 00000000   998        0 {inode} 1\n"
+    return (
+        f"   0: {address}:{port:04X} {rest} {state} 00000000:00000000 00:00000000 00000000   998        0 {inode} 1\n"
+    )
 
 
 LLAMA = Reply(200, b'{"status":"ok"}', {"server": "llama.cpp"})
@@ -32,7 +34,10 @@ def box(**changes: object) -> FakeHost:
         "/sys/bus/pci/devices/0000:02:00.0/vendor": "0x8086\n",
         "/sys/bus/pci/devices/0000:02:00.0/class": "0x020000\n",
         "/sys/module/nvidia/version": "580.178.04\n",
-        "/proc/net/tcp": HEAD + row("0100007F", 9000, 111) + row("00000000", 22, 222) + row("0100007F", 41000, 333, "01"),
+        "/proc/net/tcp": HEAD
+        + row("0100007F", 9000, 111)
+        + row("00000000", 22, 222)
+        + row("0100007F", 41000, 333, "01"),
         "/proc/net/tcp6": HEAD,
         "/proc/42/fd/3": Link("socket:[111]"),
         "/proc/42/cmdline": "/opt/llama.cpp/bin/llama-server\0-m\0model.gguf\0",
@@ -94,7 +99,9 @@ def test_sockets_are_read_as_the_kernel_writes_them(text: str, version: int, url
     assert (found.port, found.url) == (8080, url)
 
 
-@pytest.mark.parametrize("text", ["", "nonsense", HEAD + "   0: XYZ 1\n", HEAD + row("0100", 1, 1), HEAD + row("0100007F", 1, 1, "06")])
+@pytest.mark.parametrize(
+    "text", ["", "nonsense", HEAD + "   0: XYZ 1\n", HEAD + row("0100", 1, 1), HEAD + row("0100007F", 1, 1, "06")]
+)
 def test_lines_that_are_no_listening_socket_are_left_out(text: str) -> None:
     assert list(listeners(text, version=4)) == []
 
@@ -110,11 +117,11 @@ ENGINES = (
 
 
 def test_what_is_written_is_a_valid_configuration() -> None:
-    choices = Choices(Mode.ACT, "/etc/holdfast/secrets/pd", "https://hook.example/x?a=\"b\"\x7f", "https://hc.example/1")
+    choices = Choices(Mode.ACT, "/etc/holdfast/secrets/pd", 'https://hook.example/x?a="b"\x7f', "https://hc.example/1")
     settings = valid(render(Discovery(("0000:01:00.0",), "1", "1", ENGINES), choices))
     assert [engine.name for engine in settings.engines] == ["chat", "other"]
     assert [receiver.kind for receiver in settings.receivers] == ["pagerduty", "webhook"]
-    assert settings.receivers[1].url == "https://hook.example/x?a=\"b\"\x7f"
+    assert settings.receivers[1].url == 'https://hook.example/x?a="b"\x7f'
     assert settings.autonomy.mode.value == "act"
     assert settings.heartbeat is not None
 
@@ -124,7 +131,9 @@ def test_what_is_commented_out_is_valid_too() -> None:
     settings = valid(text)
     assert not settings.configured
     uncommented = [
-        line.removeprefix("# ") for line in text.splitlines() if line.startswith(("# [", "# name", "# kind", "# url", "# unit", "# rout"))
+        line.removeprefix("# ")
+        for line in text.splitlines()
+        if line.startswith(("# [", "# name", "# kind", "# url", "# unit", "# rout"))
     ]
     assert valid("\n".join(uncommented)).configured
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from agent.cli.lock import Versions, judge
 from agent.host.driver import read_lock
 from agent.model import Status
-from agent.cli.lock import Versions, judge
 from tests.support.cli import holdfast
 from tests.support.fake_host import FakeHost, Link
 
@@ -46,7 +46,12 @@ def test_show_puts_lock_loaded_and_library_side_by_side() -> None:
     assert said.code == 0
     assert said.out.count("580.178.04") == 4
     data = holdfast("lock", "show", "--json", host=FakeHost.build({**LOADED, **OTHER_LIBRARY})).json["data"]
-    assert (data["locked"], data["problem"], data["loaded"], data["library"]) == (None, "absent", "580.178.04", "590.10")
+    assert (data["locked"], data["problem"], data["loaded"], data["library"]) == (
+        None,
+        "absent",
+        "580.178.04",
+        "590.10",
+    )
 
 
 def test_write_locks_the_loaded_version_and_says_who_and_when() -> None:

@@ -56,7 +56,12 @@ def test_a_run_is_followed_step_by_step_to_its_end() -> None:
     assert lines[1] == "1/3      Keep the evidence: OK, 12 files, 0.3 s"
     assert lines[-1] == "SUCCEEDED: 1 token in 3 ms"
     asked = runner.asked[0]
-    assert (asked["do"], asked["subject"], asked["because"], asked["force"]) == ("run", "engine:chat", "it hangs", False)
+    assert (asked["do"], asked["subject"], asked["because"], asked["force"]) == (
+        "run",
+        "engine:chat",
+        "it hangs",
+        False,
+    )
 
 
 @pytest.mark.parametrize(
@@ -135,7 +140,7 @@ def test_a_dry_run_asks_for_the_plan_and_shows_what_would_be_typed() -> None:
 
 
 def test_a_runner_that_does_not_listen_is_69_for_who_is_not_root_to_start_one() -> None:
-    said = holdfast("run", "--follow", RUN, host=with_runner(lambda path: absent(path)), uid=1000)
+    said = holdfast("run", "--follow", RUN, host=with_runner(absent), uid=1000)
     assert said.code == 69
     assert "do:    sudo systemctl start holdfast-runner.socket" in said.err
 
@@ -145,7 +150,7 @@ def test_root_starts_a_runner_of_its_own_where_none_listens(monkeypatch: pytest.
 
     child = Runner(GOOD)
     monkeypatch.setattr(agent.host.spawn, "runner", lambda: child)
-    said = run("restart-engine", runner=lambda path: absent(path))
+    said = run("restart-engine", runner=absent)
     assert said.code == 0
     assert child.asked[0]["do"] == "run"
 
@@ -187,7 +192,9 @@ def test_a_person_who_is_not_root_neither_pauses_nor_resumes_nor_stops() -> None
 
 def with_attempt(tmp_path: Path, runner: Any) -> FakeHost:
     host = tree(tmp_path, FILES, ipc={SOCKET: runner})
-    bare = ledger.Record(0, host.clock.now(), ledger.Kind.ATTEMPT, RUN, {"runbook": "r", "subject": "host"}, ledger.FIRST, "")
+    bare = ledger.Record(
+        0, host.clock.now(), ledger.Kind.ATTEMPT, RUN, {"runbook": "r", "subject": "host"}, ledger.FIRST, ""
+    )
     (tmp_path / "var/lib/holdfast-runner").mkdir(parents=True)
     record = replace(bare, hash=ledger._hash(bare))
     host.files.append_durable(ledger.FILE, ledger.json.dumps({**ledger._fields(record), "hash": record.hash}))
@@ -195,7 +202,9 @@ def with_attempt(tmp_path: Path, runner: Any) -> FakeHost:
 
 
 def test_stop_finds_the_only_run_in_flight_and_follows_its_undo(tmp_path: Path) -> None:
-    runner = Runner([("undone", {"summary": "started again"}), ("ended", {"outcome": "stopped", "summary": "asked to stop"})])
+    runner = Runner(
+        [("undone", {"summary": "started again"}), ("ended", {"outcome": "stopped", "summary": "asked to stop"})]
+    )
     said = holdfast("stop", host=with_attempt(tmp_path, runner))
     assert said.code == 0, said.err
     assert runner.asked[0]["do"] == "stop"

@@ -50,7 +50,9 @@ WEDGED = Incident(
 )
 
 
-def result(check: str, subject: str, status: Status, verdict: Verdict | None = None, summary: str = "fine") -> CheckResult:
+def result(
+    check: str, subject: str, status: Status, verdict: Verdict | None = None, summary: str = "fine"
+) -> CheckResult:
     return CheckResult(check, subject, status, summary, (Observation("x", 1),), EARLIER, 0.1, verdict)
 
 
@@ -96,10 +98,21 @@ def test_an_incident_comes_first_with_what_since_why_done_and_next(tmp_path: Pat
 @pytest.mark.parametrize("width", [40, 80])
 def test_no_line_is_wider_than_the_phone_except_a_command_to_copy(tmp_path: Path, width: int) -> None:
     results = [
-        result("engine.progress", "engine:chat", Status.CRITICAL, Verdict.WEDGED, "still for 12 s with 4 requests waiting"),
+        result(
+            "engine.progress", "engine:chat", Status.CRITICAL, Verdict.WEDGED, "still for 12 s with 4 requests waiting"
+        ),
         result("host.disk", "host", Status.WARNING, None, "/var/lib is 93 % full, and at this pace full in 4 hours"),
     ]
-    run = Run("01JD3Z5W8QABCDEFGHJKMNPQRT", "restart-engine", "engine:chat", "", EARLIER.wall, START.wall, Outcome.FAILED, "no token")
+    run = Run(
+        "01JD3Z5W8QABCDEFGHJKMNPQRT",
+        "restart-engine",
+        "engine:chat",
+        "",
+        EARLIER.wall,
+        START.wall,
+        Outcome.FAILED,
+        "no token",
+    )
     host = box(tmp_path, incidents=[WEDGED], results=results, runs=[run])
     lines = holdfast("status", host=host, width=width).out.splitlines()
     assert [line for line in lines if len(line) > width and line != WEDGED.command] == []
