@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,8 @@ from agent import ledger, protocol, recover, runner, transcript
 from agent.host import ipc
 from agent.host.ipc import Lines
 from agent.ledger import Kind
-from agent.protocol import Event, Request
+from agent.protocol import Request
+from tests.support.child import Child
 from tests.support.world import UNIT, QuickClock, World, ended, refused, sigkill
 
 ACTS = range(1, 61)
@@ -30,47 +31,6 @@ class RealSleep(QuickClock):
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
-
-
-class Child:
-    """A forked runner or recovery, with this process at the other end of its socket."""
-
-    def __init__(self, act: Callable[[Lines], int]) -> None:
-        self.here, there = ipc.pair()
-        self.pid = os.fork()
-        if self.pid == 0:
-            code = 70
-            try:
-                self.here.close()
-                code = act(there)
-            finally:
-                os._exit(code)
-        there.close()
-
-    def say(self, request: Request) -> None:
-        assert self.here.send(protocol.line(request))
-
-    def events(self) -> Iterator[Event]:
-        while (line := self.here.receive(20.0)) is not None:
-            yield Event.model_validate_json(line)
-
-    def wait(self) -> int:
-        """Its exit status, negative for a signal."""
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-
-
-@pytest.fixture
-def children() -> Iterator[list[Child]]:
-    """Every child of a test; whichever still lives at its end is killed."""
-    born: list[Child] = []
-    yield born
-    for child in born:
-        child.here.close()
-        try:
-            os.kill(child.pid, signal.SIGKILL)
-            child.wait()
-        except (ProcessLookupError, ChildProcessError):
-            pass
 
 
 def run_in_child(world: World) -> Child:
