@@ -41,8 +41,9 @@ from agent.plugin import EngineSettings
 
 STILL_S = 4.5
 """Two looks at least five seconds apart, less the jitter of a scheduler's tick."""
-STILL_GPU_UNSEEN_S = 60.0
-"""The same when the GPU matters and NVML did not answer: a thread may sleep while the GPU computes for it."""
+STILL_GPU_UNSEEN_S = 120.0
+"""The same when the GPU matters and its use is not known (NVML silent, or no NVIDIA GPU): a thread may sleep while the
+GPU computes a whole batch for it."""
 GPU_BUSY_PERCENT = 5.0
 """From here on the GPU is at work, for whomever: a sleeping thread may be waiting for it."""
 STALLED_S = 240.0
@@ -157,7 +158,7 @@ def _refused(now: Observed) -> tuple[Verdict, str]:
     if alive is False:
         return _from_unit(now)
     if alive is None:
-        return Verdict.DEAD, "nothing listens at its address"
+        return _refused_unseen(now)
     if now.value("excuse.kind") in ("frozen", "core"):
         return Verdict.UNKNOWN, f"its port is closed: {now.value('excuse')}"
     if now.value("unit.active") == "deactivating":
@@ -167,6 +168,18 @@ def _refused(now: Observed) -> tuple[Verdict, str]:
             return Verdict.WEDGED, f"its process lives, but its port has been closed for {_seconds(now, 'refused_s')}"
         return Verdict.BUSY, "its process lives, but its port is closed: too early to judge"
     return Verdict.LOADING, f"started {_seconds(now, 'loading_s')} ago and does not listen yet"
+
+
+def _refused_unseen(now: Observed) -> tuple[Verdict, str]:
+    """Nothing listens, and its process cannot be seen: a remote engine, or one in a container below its unit."""
+    active = now.value("unit.active")
+    if active == "active" and not now.value("served"):
+        return Verdict.LOADING, f"its unit is active, and nothing listens yet, for {_seconds(now, 'loading_s')}"
+    if active == "active" and float(now.value("refused_s") or 0.0) < CLOSED_S:
+        return Verdict.BUSY, "its unit is active, but its port is closed: too early to judge"
+    if active in (None, "active"):
+        return Verdict.DEAD, "nothing listens at its address"
+    return _from_unit(now)
 
 
 def _from_unit(now: Observed) -> tuple[Verdict, str]:

@@ -21,7 +21,8 @@ def observe(host: Host, target: Target, before: Observed | None) -> Iterable[Obs
     """The unit's processes, thread by thread; read as root, because the kernel tells nobody else."""
     if target.unit is None:
         return
-    group = systemd.unit_state(host, target.unit).control_group
+    unit = systemd.unit_state(host, target.unit)
+    group = unit.control_group
     pids = process.cgroup_pids(host, group) if group else []
     places: Counter[tuple[str, str]] = Counter()
     stuck: list[str] = []
@@ -35,6 +36,7 @@ def observe(host: Host, target: Target, before: Observed | None) -> Iterable[Obs
             places[(wait.state, wait.wchan or "user space")] += 1
             if wait.state == "D":
                 stuck.append(f"{pid}/{wait.tid} in {wait.wchan or 'an unknown place'}")
+    yield Observation("unit.active", unit.active_state)
     yield Observation("processes", len(pids))
     yield Observation("uninterruptible", stuck[:MOST_PLACES])
     for (state, wchan), threads in places.most_common(MOST_PLACES):
@@ -73,4 +75,5 @@ CHECK = Check(
     judge=judge,
     applies=lambda target: target.unit is not None,
     as_root=True,
+    gives_verdict=False,
 )

@@ -15,13 +15,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from agent.errors import HostError, InternalError
-from agent.host import Host, driver, nvml, serving, stops, systemd
+from agent.host import Host, serving, stops, systemd
 from agent.model import EngineState, Judgement, Moment, Observation, Observed, Sample, Status, Verdict
 from agent.plugin import Check, NoParameters, Target
 
 EVERY_S = 5.0
 TIMEOUT_S = 12.0
-NVML_TIMEOUT_S = 3.0
+AMD_GPU = "/dev/kfd"
 GPU_AGAIN_S = 30.0
 """A question to NVML costs a fresh process."""
 ASK_AGAIN_S = 60.0
@@ -207,31 +207,31 @@ def _unit(host: Host, target: Target, before: Observed | None, past: Memory | No
         return Unit()
     group = str(before.value("unit.control_group") or "") if before is not None else ""
     invocation = str(before.value("unit.invocation") or "") if before is not None else ""
-    found = _processes(host, target, group)
+    found = _processes(host, target, group, 0)
     if found.main is not None and past is not None and _identity(found) == past.identity:
         return replace(found, invocation=invocation)
     state = _unit_state(host, target.unit)
     if state is None:
-        return replace(found, alive=True if found.main else None, invocation=invocation)
-    if state.control_group != group:
-        found = _processes(host, target, state.control_group)
-    return replace(found, state=state, alive=found.main is not None, invocation=state.invocation_id or invocation)
+        return replace(found, alive=found.alive or None, invocation=invocation)
+    if state.control_group != group or found.main is None:
+        found = _processes(host, target, state.control_group, state.main_pid)
+    return replace(found, state=state, invocation=state.invocation_id or invocation)
 
 
-def _processes(host: Host, target: Target, group: str) -> Unit:
+def _processes(host: Host, target: Target, name: str, main_pid: int) -> Unit:
     """The processes of a control group that serve, the one that answers at the engine's address first."""
-    only_main = target.engine is None or target.engine.inference_threads == "main"
     url = target.settings.url
     port = url.rsplit(":", 1)[-1]
-    found, aborting = serving.processes(host, group, port=port, only_main=only_main)
-    main = found[0] if found else None
+    only_main = target.engine is None or target.engine.inference_threads == "main"
+    group = serving.look_into(host, name, main_pid, port=port, only_main=only_main)
+    main = group.processes[0] if group.processes else None
     addressed = (
         main is not None
         and port in main.words
         and url.startswith("http://")
         and not any(word.startswith("--ssl") for word in main.words)
     )
-    return Unit(group, bool(found), found, main, addressed, aborting)
+    return Unit(group.name, group.alive, group.processes, main, addressed, group.debugged)
 
 
 def _ran(unit: Unit, before: Observed | None) -> dict[int, bool]:
@@ -351,31 +351,23 @@ def _recall(before: Observed | None) -> Memory | None:
 def _about_gpu(
     host: Host, target: Target, before: Observed | None, watched: serving.Process | None, memory: Memory
 ) -> Iterator[Observation]:
-    """How busy the GPU is: asked only when a still thread might be waiting for it, and not at every look."""
-    asked = memory.still_s > 0 and target.settings.gpu is not False and driver.loaded_version(host) is not None
-    yield Observation("gpu.asked", asked)
-    if not asked:
+    """How busy the GPU is: asked only when a still thread might be waiting for it, once for each time it stands still.
+
+    A GPU that is not NVIDIA's cannot be asked: then its use stays unknown.
+    """
+    nvidia = memory.still_s > 0 and target.settings.gpu is not False and serving.nvidia_loaded(host)
+    other = memory.still_s > 0 and (target.settings.gpu or (target.settings.gpu is None and host.files.exists(AMD_GPU)))
+    yield Observation("gpu.asked", bool(nvidia or other))
+    if not nvidia:
         return
     asked_at = before.value("gpu.asked_at") if before is not None else None
-    if before is not None and asked_at is not None and 0 <= memory.at_s - asked_at < GPU_AGAIN_S:
+    age_s = memory.at_s - asked_at if asked_at is not None else GPU_AGAIN_S
+    if before is not None and 0 <= age_s < GPU_AGAIN_S and age_s <= memory.still_s:
         busy = before.value("gpu.busy_percent")
     else:
-        asked_at, busy = memory.at_s, _gpu_busy(host, watched)
+        asked_at, busy = memory.at_s, serving.gpu_busy_percent(host, watched)
     yield Observation("gpu.asked_at", asked_at, "s")
     yield Observation("gpu.busy_percent", busy, "%")
-
-
-def _gpu_busy(host: Host, watched: serving.Process | None) -> float | None:
-    """The use of the GPUs that the process is on, else of the busiest; percent, None when NVML is silent."""
-    try:
-        answer = nvml.ask(host, NVML_TIMEOUT_S)
-    except HostError:
-        return None
-    if answer is None:
-        return None
-    ours = [gpu for gpu in answer.gpus if watched and any(pid == watched.pid for pid, _ in gpu.pids)]
-    known = [gpu.utilisation_percent for gpu in ours or answer.gpus if gpu.utilisation_percent is not None]
-    return float(max(known)) if known else None
 
 
 def judge(now: Observed, before: Observed | None, params: NoParameters) -> Judgement:
@@ -384,7 +376,7 @@ def judge(now: Observed, before: Observed | None, params: NoParameters) -> Judge
     loading_s, allowed_s = float(now.value("loading_s") or 0.0), float(now.value("load_timeout_s") or 0.0)
     if verdict is Verdict.LOADING and loading_s > allowed_s:
         return Judgement(Status.CRITICAL, f"loading for {loading_s:.0f} s, more than the {allowed_s:.0f} s it may take")
-    return Judgement(verdict.status, f"{verdict}: {now.reason}")
+    return Judgement(verdict.status, now.reason)
 
 
 CHECK = Check(

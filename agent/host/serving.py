@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agent.errors import FileTrouble
-from agent.host import Host, process
+from agent.errors import FileTrouble, HostError
+from agent.host import Host, driver, nvml, process
 
 # Above these the kernel itself says that tasks stall for want of a resource (PSI of the unit's control group, average
 # over 10 s, percent; serving shows single digits): a thread that does not run may simply not be let run.
 MEMORY_FULL_PERCENT = 30.0
 IO_FULL_PERCENT = 40.0
 CPU_SOME_PERCENT = 60.0
+
+NVML_DEADLINE_S = 3.0
 
 _WRAPPERS = frozenset(
     ("sh", "bash", "dash", "zsh", "env", "sudo", "tee", "tini", "dumb-init", "catatonit", "conmon", "podman", "docker")
@@ -40,21 +42,37 @@ class Process:
     threads: tuple[Reading, ...]
 
 
-def processes(host: Host, group: str, *, port: str, only_main: bool) -> tuple[tuple[Process, ...], bool]:
-    """The serving processes of a control group, and whether a debugger runs beside them.
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What lives in a unit's control group.
 
-    The one that names the port comes first, else the oldest: a server, then what it started. only_main: read only
-    their main threads. What ends while it is looked at is left out; a group that cannot be read has none.
+    alive: whether anything does that serves; None when only wrappers do (the server is in a container of its own),
+        so that it cannot be seen from here. debugged: a debugger runs there too.
+    """
+
+    name: str = ""
+    alive: bool | None = None
+    processes: tuple[Process, ...] = ()
+    debugged: bool = False
+
+
+def look_into(host: Host, name: str, main_pid: int, *, port: str, only_main: bool) -> Group:
+    """The processes of a control group. What ends while it is looked at is left out.
+
+    The one that names the port comes first, else the oldest: a server, then what it started. main_pid: what systemd
+    calls the main process, used where the group cannot be read; 0 when there is none. only_main: read only the main
+    threads.
     """
     found: list[Process] = []
-    debugged = False
-    for pid in _pids(host, group):
-        name, each = _process(host, pid, only_main)
-        debugged = debugged or name in _DEBUGGERS
-        if each is not None:
-            found.append(each)
+    names: list[str] = []
+    for pid in _pids(host, name) or ((main_pid,) if main_pid else ()):
+        program, each = _process(host, pid, only_main)
+        names += [program] if program else []
+        found += [each] if each is not None else []
     found.sort(key=lambda each: (port not in each.words, each.started_s, each.pid))
-    return tuple(found), debugged
+    wrapped = any(program in _WRAPPERS for program in names)
+    alive = True if found else None if wrapped else False
+    return Group(name, alive, tuple(found), any(program in _DEBUGGERS for program in names))
 
 
 def held_up(host: Host, group: str, pids: Sequence[int]) -> tuple[str, str]:
@@ -79,6 +97,27 @@ def held_up(host: Host, group: str, pids: Sequence[int]) -> tuple[str, str]:
         if percent is not None and percent > limit:
             return kind, f"it waits for {words} {percent:.0f} % of the time"
     return "", ""
+
+
+def nvidia_loaded(host: Host) -> bool:
+    """Whether an NVIDIA driver is loaded, and so NVML worth asking."""
+    try:
+        return driver.loaded_version(host) is not None
+    except FileTrouble:
+        return True  # loaded, and does not say its version
+
+
+def gpu_busy_percent(host: Host, watched: Process | None) -> float | None:
+    """The use of the GPUs that a process is on, else of the busiest; None when NVML is silent or does not know."""
+    try:
+        answer = nvml.ask(host, NVML_DEADLINE_S)
+    except HostError:
+        return None
+    if answer is None:
+        return None
+    ours = [gpu for gpu in answer.gpus if watched and any(pid == watched.pid for pid, _ in gpu.pids)]
+    known = [gpu.utilisation_percent for gpu in ours or answer.gpus if gpu.utilisation_percent is not None]
+    return float(max(known)) if known else None
 
 
 def _pids(host: Host, group: str) -> Sequence[int]:

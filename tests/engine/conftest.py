@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -67,7 +68,7 @@ class UnitFiles(RealFiles):
 
     def read_text(self, path: str, limit: int = 1 << 20) -> str:
         if path == f"{GROUP}/cgroup.procs":
-            return f"{self.pid}\n" if self.alive() else ""
+            return "".join(f"{pid}\n" for pid in (self.pid, *self.children())) if self.alive() else ""
         if path == f"{GROUP}/cgroup.events":
             return f"populated 1\nfrozen {int(self.frozen)}\n"
         return super().read_text(path, limit)
@@ -85,6 +86,13 @@ class UnitFiles(RealFiles):
 
     def realpath(self, path: str) -> str:
         return path if path.startswith("/sys/fs/cgroup/") else super().realpath(path)
+
+    def children(self) -> list[int]:
+        """What it started itself, as a router does."""
+        found: list[int] = []
+        for tid in super().listdir(f"/proc/{self.pid}/task"):
+            found += map(int, super().read_text(f"/proc/{self.pid}/task/{tid}/children").split())
+        return found
 
     def alive(self) -> bool:
         """Whether the process lives (a zombie does not)."""
@@ -137,9 +145,9 @@ class Watched:
         return requests.post(f"{self.url}/completion", json=body, timeout=timeout_s)
 
     @contextlib.contextmanager
-    def thread_fault(self, how: str) -> Iterator[None]:
+    def thread_fault(self, how: str, pid: int = 0) -> Iterator[None]:
         """The inference thread is held ("freeze") or burns its core ("spin") meanwhile."""
-        argv = [sys.executable, str(THREAD_FAULT), how, str(self.process.pid)]
+        argv = [sys.executable, str(THREAD_FAULT), how, str(pid or self.process.pid)]
         with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as helper:
             assert helper.stdout is not None
             assert helper.stdin is not None
@@ -163,16 +171,19 @@ def llama(build: tuple[Path, Path]) -> Iterator[Callable[..., Watched]]:
     started: list[subprocess.Popen[bytes]] = []
 
     def start(
-        *extra: str, model: str = "tiny", wait: bool = True, slots: int = 2, argv: Sequence[str] = (), **more: Any
+        *extra: str, model: str = "tiny", wait: bool = True, slots: int = 2, older: bool = False, **more: Any
     ) -> Watched:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        command = [str(build[0] / "llama-server"), "--host", "127.0.0.1", "--port", str(port), "--threads", "1"]
-        command += ["--model", str(build[1] / f"{model}.gguf"), "--parallel", str(slots), "--ctx-size", "4096"]
+        program = llama_server(older=True) if older else build[0]
+        command = [str(program / "llama-server"), "--host", "127.0.0.1", "--port", str(port), "--threads", "1"]
+        command += ["--parallel", str(slots), "--ctx-size", "4096"]
+        command += ["--model", str(build[1] / f"{model}.gguf")] if model else ["--models-dir", str(build[1])]
         process = subprocess.Popen(
-            [*argv, *command, *extra], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+            [*command, *extra], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
         started.append(process)
         watched = watch(process, f"http://127.0.0.1:{port}", **more)
         deadline = time.monotonic() + 60
@@ -183,7 +194,8 @@ def llama(build: tuple[Path, Path]) -> Iterator[Callable[..., Watched]]:
 
     yield start
     for process in started:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # a router's children too
         process.wait()
 
 

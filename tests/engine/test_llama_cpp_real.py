@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+import requests
 
 from agent.engines import llama_cpp
 from agent.model import CheckResult, EngineState, Status, Verdict
@@ -23,14 +24,14 @@ def wedged(result: CheckResult) -> bool:
     return result.verdict is Verdict.WEDGED
 
 
-def in_background(watched: Watched, requests: int, tokens: int) -> list[threading.Thread]:
+def in_background(watched: Watched, count: int, tokens: int) -> list[threading.Thread]:
     """Clients that ask for so many tokens each, and do not care for the end."""
 
     def ask() -> None:
         with contextlib.suppress(OSError):  # the server may be killed under it
             watched.complete(tokens)
 
-    threads = [threading.Thread(target=ask, daemon=True) for _ in range(requests)]
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(count)]
     for thread in threads:
         thread.start()
     return threads
@@ -207,6 +208,64 @@ def test_it_is_recognised_and_others_are_not(llama: Llama) -> None:
     engine = llama()
     assert llama_cpp.fingerprint(engine.host, engine.url) == {"kind": "llama.cpp", "url": engine.url}
     assert llama_cpp.fingerprint(engine.host, "http://127.0.0.1:9") is None
+
+
+def test_an_older_build_is_understood(llama: Llama) -> None:
+    engine = llama("--slots", older=True)
+    last = engine.check("engine.progress")
+    assert (last.verdict, last.value("free_slots")) == (Verdict.READY, 2)
+    assert engine.check("engine.generates").value("canary.tokens") == 1
+    in_background(engine, 3, 2_000_000)
+    time.sleep(0.5)
+    last = engine.check("engine.progress", last)
+    assert last.verdict is Verdict.BUSY
+    assert engine.check("engine.generates").value("proven")
+    with engine.thread_fault("freeze"):
+        _, took_s = engine.watch(wedged, 40)
+        assert took_s < WITHIN_S
+
+
+def test_an_older_build_whose_slots_block_during_a_step_is_busy_and_asked_ever_more_rarely(llama: Llama) -> None:
+    engine = llama("--slots", "--batch-size", "2048", "--ubatch-size", "2048", model="big", slots=1, older=True)
+    thread = threading.Thread(target=engine.complete, args=(1, "a" * 2000), daemon=True)
+    last = engine.check("engine.progress")
+    thread.start()
+    seen, misses = [], 0
+    while thread.is_alive():
+        time.sleep(5)
+        last = engine.check("engine.progress", last)
+        seen.append(last.verdict)
+        misses = max(misses, last.value("misses"))
+    assert set(seen) <= {Verdict.BUSY, Verdict.READY}
+    assert misses >= 1
+    assert misses < max(len(seen), 3)
+
+
+def listed(engine: Watched) -> dict[str, str]:
+    """What the router says of each model."""
+    models = requests.get(f"{engine.url}/models", timeout=5).json()["data"]
+    return {model["id"]: model["status"]["value"] for model in models}
+
+
+def test_a_router_loads_nothing_for_us_and_a_frozen_model_of_it_is_wedged(llama: Llama) -> None:
+    engine = llama(model="")
+    last = engine.check("engine.progress")
+    assert last.verdict is Verdict.READY
+    assert engine.check("engine.generates").value("canary.refused") == "no model is loaded"
+    assert set(listed(engine).values()) == {"unloaded"}
+    requests.post(f"{engine.url}/models/load", json={"model": "tiny"}, timeout=30).raise_for_status()
+    deadline = time.monotonic() + 30
+    while listed(engine)["tiny"] != "loaded" and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert engine.check("engine.generates").value("canary.tokens") == 1
+    last = engine.check("engine.progress", last)
+    assert (last.verdict, last.value("models")) == (Verdict.READY, ["tiny"])
+    (child,) = engine.files.children()
+    with engine.thread_fault("freeze", child):
+        result, took_s = engine.watch(wedged, 40)
+        assert took_s < WITHIN_S
+        assert "/slots of tiny" in result.summary
+    assert listed(engine)["big"] == "unloaded"
 
 
 @pytest.mark.timeout(400)

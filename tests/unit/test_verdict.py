@@ -192,10 +192,10 @@ def test_gpu_at_work_excuses_a_sleeping_thread() -> None:
     assert verdict_after(*looks, **{"gpu.asked": True, "gpu.busy_percent": 0.0}) is Verdict.WEDGED
 
 
-def test_a_silent_nvml_asks_for_a_minute_of_stillness() -> None:
-    looks = [look(5.0 * n, working(7), ran=False) for n in range(14)]
+def test_a_silent_nvml_asks_for_two_minutes_of_stillness() -> None:
+    looks = [look(5.0 * n, working(7), ran=False) for n in range(25)]
     unseen = {"gpu.asked": True, "gpu.busy_percent": None}
-    assert verdict_after(*looks[:12], **unseen) is Verdict.BUSY
+    assert verdict_after(*looks[:24], **unseen) is Verdict.BUSY
     assert verdict_after(*looks, **unseen) is Verdict.WEDGED
 
 
@@ -240,6 +240,16 @@ def test_another_server_at_the_address_of_a_dead_unit_is_unknown() -> None:
 
 def test_a_remote_engine_that_refuses_is_dead() -> None:
     assert decide(REMOTE, answer__state="refused", process__alive=None) is Verdict.DEAD
+
+
+def test_a_container_below_its_unit_is_loading_until_it_has_served_and_dead_when_its_port_stays_closed() -> None:
+    refused, unseen = Sample(EngineState.REFUSED), progress.Unit("/x.service", None)
+    active = {"unit.active": "active"}
+    looks = [look(5.0 * n, refused, unit=unseen) for n in range(20)]
+    assert verdict_after(*looks, **active) is Verdict.LOADING
+    looks = [look(0, IDLE, unit=unseen), look(5, refused, unit=unseen), look(10, refused, unit=unseen)]
+    assert verdict_after(*looks[:2], **active) is Verdict.BUSY
+    assert verdict_after(*looks, **active) is Verdict.DEAD
 
 
 def test_a_remote_engine_is_never_judged_by_stillness() -> None:
