@@ -10,7 +10,7 @@ import logging
 import traceback
 from collections.abc import Callable, Iterable
 
-from agent import verdict
+from agent import plugin, verdict
 from agent.errors import HoldfastError
 from agent.host import Host
 from agent.model import CheckResult, Moment, Observation, Observed, Status, Verdict
@@ -62,7 +62,10 @@ def run_check(
 
 def unknown(check: str, subject: str, why: str, started: Moment, ended: Moment) -> CheckResult:
     """An UNKNOWN result, for a check that could not answer."""
-    return CheckResult(check, subject, Status.UNKNOWN, why, (), ended, round(ended.since(started), 4), Verdict.UNKNOWN)
+    known = plugin.checks().get(check)
+    about_engine = subject.startswith("engine:") and (known is None or known.gives_verdict)
+    verdict_then = Verdict.UNKNOWN if about_engine else None
+    return CheckResult(check, subject, Status.UNKNOWN, why, (), ended, round(ended.since(started), 4), verdict_then)
 
 
 def before_of(result: CheckResult | None) -> Observed | None:
@@ -75,7 +78,7 @@ def before_of(result: CheckResult | None) -> Observed | None:
 def _observed(host: Host, check: Check, target: Target, before: Observed | None, observe: Observe) -> Observed:
     observations = tuple(observe(host, check, target, before))
     now = Observed(host.clock.now(), observations)
-    if target.engine is None:
+    if target.engine is None or not check.gives_verdict:
         return now
     decided, reason = verdict.decide(now, before, target.settings)
     return Observed(now.at, observations, decided, reason)

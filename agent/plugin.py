@@ -129,6 +129,11 @@ class Target:
 Scope: TypeAlias = Literal["host", "engine"]
 
 
+def everywhere(target: Target) -> bool:  # noqa: ARG001 - what `Check.applies` is given
+    """Applies to every target of its scope."""
+    return True
+
+
 @dataclass(frozen=True, kw_only=True)
 class Check:
     """One check: `observe` alone reads the machine, `judge` is pure.
@@ -140,6 +145,7 @@ class Check:
     needs_before: judged by comparing two observations, so without a `before` the frame observes twice,
         `apart_s` seconds apart.
     as_root: `observe` runs in the root inspector.
+    gives_verdict: False for a check of an engine that only gathers evidence: nothing it reads says how the engine is.
     """
 
     id: str
@@ -149,11 +155,12 @@ class Check:
     observe: Callable[[Host, Target, Observed | None], Iterable[Observation]]
     judge: Callable[[Observed, Observed | None, Any], Judgement]
     params: type[Parameters] = NoParameters
-    applies: Callable[[Target], bool] = lambda target: True
+    applies: Callable[[Target], bool] = everywhere
     on_suspicion_s: float = 0.0
     needs_before: bool = False
     apart_s: float = 5.0
     as_root: bool = False
+    gives_verdict: bool = True
 
 
 # --- rules ---------------------------------------------------------------------------------------------------
@@ -199,7 +206,7 @@ class Rule:
 def as_judged(identifier: str, check: str) -> Callable[[Results, Moment], Iterable[Finding]]:
     """The `diagnose` of a cause that says just what one check says: a finding wherever it is WARNING or CRITICAL."""
 
-    def diagnose(results: Results, now: Moment) -> Iterable[Finding]:
+    def diagnose(results: Results, now: Moment) -> Iterable[Finding]:  # noqa: ARG001 - the contract
         for result in results.of(check):
             if result.status in (Status.WARNING, Status.CRITICAL):
                 yield Finding(

@@ -213,7 +213,7 @@ class Reconciler:
         elif isinstance(message, ConfigurationChanged):
             self._reconfigure(message.config)
         effects += self._step(now, incidents, told)
-        self._commit(incidents, told, now)
+        self._commit(incidents, told)
         return effects
 
     def save(self, now: Moment) -> None:
@@ -443,7 +443,7 @@ class Reconciler:
         if transition is not None:
             told.append((incident, transition))
 
-    def _commit(self, incidents: list[Incident], told: list[tuple[Incident, Transition]], now: Moment) -> None:
+    def _commit(self, incidents: list[Incident], told: list[tuple[Incident, Transition]]) -> None:
         """Store every change of what has been told, and the alerts that follow from it, in one transaction."""
         latest = {each.id: each for each in incidents if each.opened_at is not None}
         for incident, transition in told:

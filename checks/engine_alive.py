@@ -61,9 +61,7 @@ def judge(now: Observed, before: Observed | None, params: NoParameters) -> Judge
     if verdict is Verdict.READY and not now.value("seen"):
         return Judgement(Status.WARNING, str(now.value("answer.detail") or "its progress cannot be seen"))
     what = " ".join(part for part in (models, f"({version})" if version else "") if part)
-    return Judgement(
-        verdict.status, f"{verdict}: {now.reason}" + (f"; {what}" if what and verdict is Verdict.READY else "")
-    )
+    return Judgement(verdict.status, now.reason + (f"; {what}" if what and verdict is Verdict.READY else ""))
 
 
 CHECK = Check(id="engine.alive", scope="engine", every_s=60.0, timeout_s=10.0, observe=observe, judge=judge)

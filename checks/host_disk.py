@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pydantic import Field
 
 from agent.errors import HostError
-from agent.host import Host
+from agent.host import Host, mounts
 from agent.model import Judgement, Observation, Observed, Status, worst
 from agent.plugin import Check, Parameters, Target
 
@@ -42,6 +42,7 @@ def observe(host: Host, target: Target, before: Observed | None) -> Iterable[Obs
             continue
         try:
             space = host.files.space(path)
+            read_only = mounts.read_only(host, path)
         except HostError as error:
             yield Observation("disk.unreadable", error.message, "", labels)
             continue
@@ -54,7 +55,7 @@ def observe(host: Host, target: Target, before: Observed | None) -> Iterable[Obs
         yield Observation("disk.bytes_free", space.bytes_free, "bytes", labels)
         yield Observation("disk.inodes_total", space.inodes_total, "", labels)
         yield Observation("disk.inodes_free", space.inodes_free, "", labels)
-        yield Observation("disk.read_only", space.read_only, "", labels)
+        yield Observation("disk.read_only", space.read_only if read_only is None else read_only, "", labels)
 
 
 def judge(now: Observed, before: Observed | None, params: DiskParameters) -> Judgement:
