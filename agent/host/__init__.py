@@ -174,7 +174,8 @@ class Http(Protocol):
         limit: int = 1 << 20,
     ) -> Reply:
         """One request. `timeout_s` is a total deadline, from the first byte out to the last byte in; a body over
-        `limit` bytes ends it. Raises Unreachable."""
+        `limit` bytes ends it. Raises Unreachable.
+        """
         ...
 
 
@@ -186,7 +187,8 @@ class Child(Protocol):
 
     def ask(self, question: str, *, deadline_s: float) -> Mapping[str, Json] | None:
         """The child's JSON answer, or None when it did not answer within the deadline (or an earlier one still
-        hangs). `question` names a probe of ours ("nvml")."""
+        hangs). `question` names a probe of ours ("nvml").
+        """
         ...
 
     def stuck(self) -> Mapping[str, Json] | None:

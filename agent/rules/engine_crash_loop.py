@@ -14,7 +14,7 @@ from agent.plugin import Confirm, Rule
 
 CRASHES = 3
 WITHIN_S = 600.0
-"""Three crashes within ten minutes are a loop: fewer may be bad luck, and systemd gives up after five in ten seconds."""
+"""Three crashes within ten minutes are a loop: fewer may be bad luck; systemd gives up after five in ten seconds."""
 
 
 def diagnose(results: Results, now: Moment) -> Iterable[Finding]:

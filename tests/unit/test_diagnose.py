@@ -40,7 +40,8 @@ def test_two_findings_that_explain_each_other_do_not_both_vanish() -> None:
 def test_a_chain_ends_at_its_root() -> None:
     chain = [finding("c", [PROGRESS]), finding("b", [UNIT], [PROGRESS]), finding("a", [("x.y", "host")], [UNIT])]
     (left,) = fold(chain)
-    assert left.id == "a" and set(left.folded) == {"b: b", "c: c"}
+    assert left.id == "a"
+    assert set(left.folded) == {"b: b", "c: c"}
 
 
 def test_a_rule_that_crashes_is_told_and_the_others_still_speak() -> None:

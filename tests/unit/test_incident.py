@@ -98,7 +98,8 @@ def test_nothing_opens_or_resolves_on_a_subject_under_repair() -> None:
     assert play([(0, [WEDGED]), (50, [WEDGED])], held)[1] == []
     incidents, _ = play([(0, [WEDGED])])
     step = machine.advance(incidents, [], at(5), held)
-    assert step.transitions == () and step.incidents == ()
+    assert step.transitions == ()
+    assert step.incidents == ()
 
 
 def test_a_fault_that_a_run_may_cure_starts_as_a_warning_and_others_do_not() -> None:
@@ -121,7 +122,8 @@ def test_it_never_gets_quieter_while_it_lasts() -> None:
 
 def test_while_paused_it_is_told_quietly_and_gets_loud_when_the_pause_ends() -> None:
     incidents, told = play([(0, [WEDGED])], world(paused=frozenset({WEDGED.key})))
-    assert told == [(0, "opened")] and incidents[WEDGED.key].urgency is Urgency.INFO
+    assert told == [(0, "opened")]
+    assert incidents[WEDGED.key].urgency is Urgency.INFO
     step = machine.advance(incidents, [WEDGED], at(5), world())
     assert [transition.kind for transition in step.transitions] == ["raised"]
     assert step.incidents[0].paused is False
@@ -168,7 +170,8 @@ def test_a_spent_budget_does_not_raise_it_while_the_run_is_in_flight() -> None:
     step = machine.advance(
         {WEDGED.key: acting}, [WEDGED], at(2), world(curable=frozenset(), held=frozenset({"engine:chat"}))
     )
-    assert step.transitions == () and step.incidents[0].urgency is Urgency.WARNING
+    assert step.transitions == ()
+    assert step.incidents[0].urgency is Urgency.WARNING
 
 
 def test_a_fault_that_survives_a_successful_run_is_open_again() -> None:
@@ -191,14 +194,16 @@ def test_a_refusal_for_the_same_reason_is_told_once() -> None:
     incidents, _ = play([(0, [WEDGED])])
     refused = run(Outcome.REFUSED, "driver and libraries disagree")
     first, told = machine.ended(incidents[WEDGED.key], refused, at(9), world().new_id)
-    assert told is not None and first.urgency is Urgency.CRITICAL
+    assert told is not None
+    assert first.urgency is Urgency.CRITICAL
     assert machine.ended(first, refused, at(70), world().new_id)[1] is None
 
 
 def test_needing_an_approval_is_told_once() -> None:
     incidents, _ = play([(0, [WEDGED])])
     first, told = machine.waiting(incidents[WEDGED.key], "needs a yes", "sudo …", None, True, at(1), world().new_id)
-    assert told is not None and told.kind == "needs-approval"
+    assert told is not None
+    assert told.kind == "needs-approval"
     assert machine.waiting(first, "needs a yes", "sudo …", None, True, at(2), world().new_id)[1] is None
 
 
