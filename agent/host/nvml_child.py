@@ -14,14 +14,15 @@ NOT_SUPPORTED = 3  # NVML_ERROR_NOT_SUPPORTED: unknown here, never a fault (nvml
 
 
 def ask() -> dict[str, Any]:
-    """What NVML says: `code` 0 and everything it knows, or the code and meaning of the first error."""
+    """What NVML says: `code` 0 and everything it knows, or the first error and what was known before it."""
     import pynvml  # noqa: PLC0415 - the import path is set first
 
     answer: dict[str, Any] = {"code": 0, "meaning": "", "driver_version": None, "gpus": []}
     try:
         pynvml.nvmlInit()
         answer["driver_version"] = pynvml.nvmlSystemGetDriverVersion()
-        answer["gpus"] = [_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            answer["gpus"].append(_gpu(pynvml, index))  # those before one that is lost are still told
     except pynvml.NVMLError as error:
         answer.update(code=int(error.value), meaning=str(error))
     return answer

@@ -609,6 +609,56 @@ def test_the_real_probe_answers_whatever_driver_there_is() -> None:
     assert answer.meaning or answer.code == nvml.SUCCESS
 
 
+PYNVML = """
+import time
+class NVMLError(Exception):
+    def __init__(self, value):
+        self.value = value
+    def __str__(self):
+        return {15: "GPU is lost"}.get(self.value, "no")
+class Of:
+    def __init__(self, **known):
+        self.__dict__.update(known)
+def unsupported(handle):
+    raise NVMLError(3)
+def nvmlInit():
+    INIT
+nvmlSystemGetDriverVersion = lambda: "580.178.04"
+nvmlDeviceGetCount = lambda: 2
+def nvmlDeviceGetHandleByIndex(index):
+    if index in LOST:
+        raise NVMLError(15)
+    return index
+nvmlDeviceGetMemoryInfo = lambda handle: Of(used=5, total=9)
+nvmlDeviceGetUtilizationRates = unsupported
+nvmlDeviceGetComputeRunningProcesses = lambda handle: [Of(pid=7, usedGpuMemory=3)]
+nvmlDeviceGetGraphicsRunningProcesses = lambda handle: [Of(pid=8, usedGpuMemory=None)]
+nvmlDeviceGetUUID = lambda handle: f"GPU-{handle}"
+nvmlDeviceGetName = lambda handle: "NVIDIA H200"
+"""
+
+
+@pytest.mark.parametrize(
+    ("init", "lost", "code", "gpus"),
+    [("pass", (), 0, 2), ("pass", (1,), 15, 1), ("raise NVMLError(18)", (), 18, 0), ("time.sleep(1)", (), None, 0)],
+    ids=["well", "one-lost", "mismatch", "hangs"],
+)
+def test_the_probe_tells_what_pynvml_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, init: str, lost: tuple[int, ...], code: int | None, gpus: int
+) -> None:
+    (tmp_path / "pynvml.py").write_text(PYNVML.replace("INIT", init).replace("LOST", repr(lost)))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    host = real_host()
+    answer = nvml.ask(host, 10.0 if code is not None else 0.5)
+    if answer is None:
+        assert code is None
+        wait_until(lambda: host.child.stuck() is None)
+        return
+    assert (answer.code, len(answer.gpus)) == (code, gpus)
+    for gpu in answer.gpus:
+        assert (gpu.memory_used_bytes, gpu.utilisation_percent, gpu.pids) == (5, None, ((7, 3), (8, None)))
+
+
 # --- sockets -------------------------------------------------------------------------------------------------
 
 
