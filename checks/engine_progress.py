@@ -362,7 +362,7 @@ def _about_gpu(
         return
     asked_at = before.value("gpu.asked_at") if before is not None else None
     age_s = memory.at_s - asked_at if asked_at is not None else GPU_AGAIN_S
-    if before is not None and 0 <= age_s < GPU_AGAIN_S and age_s <= memory.still_s:
+    if before is not None and 0 <= age_s < GPU_AGAIN_S:  # asked during this stillness: it is not carried past one
         busy = before.value("gpu.busy_percent")
     else:
         asked_at, busy = memory.at_s, serving.gpu_busy_percent(host, watched)

@@ -9,13 +9,13 @@ import pytest
 
 from agent import frame, plugin
 from agent.engines.llama_cpp import ENGINE, LlamaCppSettings
-from agent.host import serving
+from agent.host import serving, stops
 from agent.host.systemd import UnitState
 from agent.model import CheckResult, EngineState, Sample, Status, Verdict
 from agent.plugin import Target
 from checks import engine_generates, engine_unit
 from checks.engine_unit import Crashes, count
-from tests.support.fake_host import FakeHost, in_turn, unreachable
+from tests.support.fake_host import FakeHost, in_turn, journal, systemctl_show, timed_out, unreachable
 
 UNIT = "llama-server.service"
 URL = "http://127.0.0.1:8080"
@@ -161,14 +161,8 @@ def test_a_unit_that_only_wraps_a_container_is_judged_from_outside() -> None:
 def test_an_empty_group_of_an_active_unit_is_dead() -> None:
     host = box(files={f"{GROUP}/cgroup.procs": ""}, http={f"{URL}/props": unreachable("refused")})
     host.run.answer("journalctl ...", "")
-    host.run.answer(("systemctl", "show", "*", "--", UNIT), host_show(MainPID=0))
+    host.run.answer(("systemctl", "show", "*", "--", UNIT), systemctl_show(UNIT, MainPID=0))
     assert look(host).verdict is Verdict.DEAD
-
-
-def host_show(**properties: object) -> str:
-    from tests.support.fake_host import systemctl_show  # noqa: PLC0415
-
-    return systemctl_show(UNIT, **properties)
 
 
 def test_the_server_is_found_beside_the_shell_that_started_it() -> None:
@@ -240,6 +234,10 @@ def test_a_crash_that_was_seen_and_then_restarted_is_counted_once() -> None:
     assert counted((state("a", active="failed"), True, False), (state("b"), False, False)) == 1
 
 
+def test_a_crash_that_was_seen_before_systemd_repaired_it_is_counted_once() -> None:
+    assert counted((state("a", active="failed"), True, False), (state("b", 1), False, False)) == 1
+
+
 def test_a_crash_that_systemd_repaired_between_two_looks_is_counted() -> None:
     assert counted((state("a"), False, False), (state("b", 1), False, False), (state("c", 2), False, False)) == 2
 
@@ -257,3 +255,18 @@ def test_crashes_are_forgotten_after_six_hours() -> None:
     crashes = Crashes("a", 0, "a", (1000.0,))
     later = 1000.0 + engine_unit.REMEMBERED_S + 1
     assert count(crashes, state("a"), dead=False, replaced_by_hand=False, at=later).times == ()
+
+
+STOPPED = {"MESSAGE_ID": "9d1aaa27d60140bd96365438aad20286", "JOB_TYPE": "stop", "INVOCATION_ID": "new"}
+
+
+@pytest.mark.parametrize(("noted", "operator"), [("new", False), ("old", True)])
+def test_only_the_very_stop_that_we_noted_is_ours(noted: str, operator: bool) -> None:
+    files = {f"{stops.OUR_STOPS}/{UNIT}.json": f'{{"invocation_id": "{noted}"}}'}
+    host = FakeHost.build(files, commands={"journalctl ...": journal(STOPPED)})
+    assert stops.operators_hand(host, state("new", active="inactive"))[0] is operator
+
+
+def test_without_a_journal_nobody_knows_whose_hand_it_was() -> None:
+    host = FakeHost.build(commands={"journalctl ...": timed_out()})
+    assert stops.operators_hand(host, state("new", active="inactive"))[0] is None

@@ -146,6 +146,12 @@ def test_sleeping_is_sleeping_however_still() -> None:
     assert verdict_after(*(look(5 * n, asleep, ran=False) for n in range(50))) is Verdict.SLEEPING
 
 
+def test_an_answer_ends_the_stillness_that_was_counted() -> None:
+    looks = [look(0, IDLE), look(5, HANGS), look(8, HANGS, ran=False), look(11, IDLE, ran=False)]
+    assert after(*looks[:3]).still_s == 3
+    assert after(*looks).still_s == 0
+
+
 # --- spinning, slow steps, excuses ------------------------------------------------------------------------------------
 
 
@@ -283,7 +289,8 @@ def test_three_canaries_without_a_token_although_a_slot_was_free_are_a_wedge() -
 # --- what must hold for every history ---------------------------------------------------------------------------------
 
 SAMPLES = st.sampled_from(
-    [IDLE, HANGS, SILENT, working(1), working(2), Sample(EngineState.LOADING), Sample(EngineState.SLEEPING)]
+    [IDLE, HANGS, SILENT, working(1), working(2)]
+    + [Sample(state) for state in (EngineState.LOADING, EngineState.SLEEPING, EngineState.REFUSED, EngineState.FAILING)]
 )
 EXCUSES = st.sampled_from([("", ""), ("", ""), ("cpu", "x"), ("frozen", "x"), ("late", "x")])
 RAN, PIDS = st.sampled_from([True, False, None]), st.sampled_from([42, 43])
