@@ -16,7 +16,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import sdnotify
@@ -25,7 +25,7 @@ from ulid import ULID
 from agent import __version__, advice, config, control, frame, inspector, ledger, logs, runbook, runs, store
 from agent.config import CONFIG_DIRECTORY, CONFIG_FILE
 from agent.courier import Courier
-from agent.errors import ConfigurationError, DaemonUnreachable, HoldfastError
+from agent.errors import ConfigurationError, DaemonUnreachable, HoldfastError, StoreError
 from agent.host import Host
 from agent.host.events import RealEvents
 from agent.host.real import real_host
@@ -36,12 +36,14 @@ from agent.model import (
     Moment,
     Observation,
     Observed,
+    Outcome,
     Status,
 )
 from agent.pager import last_words
 from agent.plugin import Check, Target
 from agent.protocol import Control, Request
 from agent.reconcile import (
+    SELF_CHECKS,
     Acknowledged,
     CheckNow,
     ConfigurationChanged,
@@ -54,6 +56,7 @@ from agent.reconcile import (
     Tick,
 )
 from agent.views import metrics
+from agent.views.note import NOTE, NOTE_EVERY_S, TOKENS, note_of
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +126,9 @@ class Daemon:
         self._watched: dict[str, int] = {}
         self._result_at = self._ticked_at = self._pruned_at = host.clock.now()
         self._generation = self._store.generation
+        self._started_at = host.clock.now()
+        self._noted_at: Moment | None = None
+        self._tokens: dict[str, float] = dict(self._store.get(TOKENS, {}))
         self._lag_s = 0.0
 
     def run(self) -> None:
@@ -147,7 +153,9 @@ class Daemon:
             exporter.stop()
             self._events.wake()
             self._courier.stop()
-            self._reconciler.save(self._host.clock.now())
+            now = self._host.clock.now()
+            self._reconciler.save(now)
+            self._leave_note(now, stopped=True)
             self._store.close()
 
     # the main thread
@@ -170,6 +178,7 @@ class Daemon:
         if isinstance(news, ResultArrived):
             self._result_at = self._host.clock.now()
             self._watch_process(news.result)
+        self._remember_tokens(news)
         for effect in self._reconciler.handle(news, self._host.clock.now()):
             self._carry_out(effect)
 
@@ -185,12 +194,35 @@ class Daemon:
         self._lag_s = max(0.0, now.since(self._ticked_at) - TICK_S)
         self._ticked_at = now
         self._report_on_ourselves(now)
+        if self._noted_at is None or now.since(self._noted_at) >= NOTE_EVERY_S:
+            self._leave_note(now)
         self._courier.tick(now, round_complete=now.since(self._result_at) < SILENCE_S)
         if now.since(self._pruned_at) >= PRUNE_S:
             self._pruned_at = now
             self._store.prune()
         if now.since(self._result_at) < SILENCE_S or not self._lookout.busy():
             self._notify.notify(f"WATCHDOG=1\nSTATUS={self._status_line()}")
+
+    def _leave_note(self, now: Moment, *, stopped: bool = False) -> None:
+        """Say in the store that we live, for whoever looks while nobody is here to ask."""
+        self._noted_at = now
+        own = (self._reconciler.results.get((check, "host")) for check in sorted(SELF_CHECKS))
+        wrong = [each.summary for each in own if each is not None and each.status is not Status.OK]
+        note = note_of(self._config, now, self._started_at, "; ".join(wrong), self._lag_s)
+        with contextlib.suppress(StoreError):  # told by holdfast.store
+            self._store.set(NOTE, replace(note, stopped=stopped).as_json())
+
+    def _remember_tokens(self, news: Message) -> None:
+        """When each engine was last proven to generate a token, by a canary or by a run."""
+        if isinstance(news, ResultArrived) and news.result.check == "engine.generates" and news.result.value("proven"):
+            subject, at = news.result.subject, news.result.at.wall
+        elif isinstance(news, RunReported) and news.run is not None and news.run.outcome is Outcome.SUCCEEDED:
+            subject, at = news.run.subject, news.run.ended_at or self._host.clock.now().wall
+        else:
+            return
+        if subject.startswith("engine:"):
+            self._tokens[subject.removeprefix("engine:")] = at
+            self._store.set(TOKENS, self._tokens)
 
     def _report_on_ourselves(self, now: Moment) -> None:
         """What the daemon knows of itself enters the flow as results; checks that hang become UNKNOWN."""
@@ -366,6 +398,7 @@ class Daemon:
             outbox_depth={settings.name: 0 for settings in self._config.receivers} | self._store.depth(),
             receivers_failing=frozenset(name for name, each in health.items() if each.failing_since),
             loop_lag_s=self._lag_s,
+            last_token_at=self._tokens,
             paused=ledger.paused(self._adviser.records(), self._host.clock.now()) is not None,
         )
 

@@ -260,6 +260,8 @@ class Reconciler:
         found = next((each for each in self.incidents.values() if message.id in each.runs[-1:]), None)
         if found is None or found.phase is not Phase.ACTING:
             return []
+        if message.run is not None:
+            self.store.save_run(message.run)
         if message.run is None:
             self._apply(incidents, told, machine.lost(found, now), None)
             return []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from agent.cli._memory import LedgerView, ledger_view, memory
@@ -14,7 +14,7 @@ from agent.cli._verb import Verb
 from agent.errors import FileTrouble
 from agent.model import CheckResult, Incident, Moment, Phase, Run, Status, Urgency, Verdict, worst
 from agent.views import texts
-from agent.views.note import NOTE, DaemonNote, daemon_note
+from agent.views.note import NOTE, TOKENS, DaemonNote, daemon_note
 
 if TYPE_CHECKING:
     from agent.host import Host
@@ -38,6 +38,7 @@ class Remembered:
     depth: Mapping[str, int]
     receivers: Mapping[str, texts.ReceiverLine]
     degraded: str = ""
+    tokens: Mapping[str, float] = field(default_factory=dict)
 
 
 def status() -> Result:
@@ -89,6 +90,7 @@ def remember(store: ReadOnlyStore) -> Remembered:
         depth=depth,
         receivers=lines,
         degraded=store.degraded,
+        tokens=store.get(TOKENS, {}),
     )
 
 
@@ -119,7 +121,7 @@ def compose(
     )
     incidents = tuple(incident_line(each) for each in known.incidents if each.phase is not Phase.PENDING)
     results = tuple(known.results.values())
-    engines = engine_lines(results)
+    engines = engine_lines(results, known.tokens)
     told = {each.subject for each in incidents}
     checks = tuple(
         texts.CheckLine(r.check, r.subject, r.status, r.summary, r.at.wall)
@@ -186,7 +188,7 @@ def incident_line(incident: Incident) -> texts.IncidentLine:
     )
 
 
-def engine_lines(results: Iterable[CheckResult]) -> tuple[texts.EngineLine, ...]:
+def engine_lines(results: Iterable[CheckResult], tokens: Mapping[str, float]) -> tuple[texts.EngineLine, ...]:
     """One line for each engine: the worst of its checks' latest verdicts, and when a token was last proven."""
     by_engine: dict[str, list[CheckResult]] = {}
     for result in results:
@@ -196,10 +198,6 @@ def engine_lines(results: Iterable[CheckResult]) -> tuple[texts.EngineLine, ...]
     for name, own in sorted(by_engine.items()):
         judged = [each for each in own if each.verdict is not None]
         leading = max(judged, key=lambda each: (_BADNESS[each.verdict or Verdict.UNKNOWN], each.at.wall), default=None)
-        proven = max(
-            (each.at.wall for each in own if each.check == "engine.generates" and each.status is Status.OK),
-            default=None,
-        )
         verdict = (leading.verdict if leading else None) or Verdict.UNKNOWN
         lines.append(
             texts.EngineLine(
@@ -207,7 +205,7 @@ def engine_lines(results: Iterable[CheckResult]) -> tuple[texts.EngineLine, ...]
                 verdict,
                 leading.summary if leading else "never asked",
                 leading.at.wall if leading else None,
-                proven,
+                tokens.get(name),
             )
         )
     return tuple(lines)

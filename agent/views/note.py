@@ -6,14 +6,21 @@ with `stopped`, when it ends cleanly. `holdfast status` and `doctor` read it, wi
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from agent.model import Json, Moment
+
+if TYPE_CHECKING:  # `holdfast status` reads a note without paying for the configuration's schema
+    from agent.config import Config
 
 NOTE = "daemon"
 """The name the note is stored under."""
 NOTE_EVERY_S = 10.0
 """How often the daemon notes that it lives."""
+TOKENS = "tokens"
+"""The name under which it is stored when each engine was last proven to generate a token: name to Unix seconds."""
 FRESH_S = 45.0
 """Four notes missed are no hiccup any more: it is down, or stuck."""
 
@@ -46,6 +53,22 @@ class DaemonNote:
     def as_json(self) -> Json:
         """The note as the store keeps it."""
         return {**asdict(self), "receivers": list(self.receivers)}
+
+
+def note_of(settings: Config, now: Moment, started_at: Moment, problem: str, loop_lag_s: float) -> DaemonNote:
+    """The note of this moment. problem: what is wrong with the daemon itself, "" when nothing is."""
+    return DaemonNote(
+        at=now.wall,
+        pid=os.getpid(),
+        boot_id=now.boot_id,
+        started_at=started_at.wall,
+        mode=settings.autonomy.mode.value,
+        configured=settings.configured,
+        receivers=tuple(receiver.name for receiver in settings.receivers),
+        heartbeat=settings.heartbeat is not None,
+        problem=problem,
+        loop_lag_s=round(loop_lag_s, 3),
+    )
 
 
 def daemon_note(raw: Json) -> DaemonNote:

@@ -24,7 +24,7 @@ from agent.model import (
     Verdict,
 )
 from agent.store import Dispatch, open_store
-from agent.views.note import NOTE, DaemonNote
+from agent.views.note import NOTE, TOKENS, DaemonNote
 from tests.support.cli import holdfast, tree
 from tests.support.fake_host import START, FakeClock, FakeHost
 
@@ -67,6 +67,7 @@ def box(tmp_path: Path, note: DaemonNote | None = LIVING, **stored: Any) -> Fake
     store.commit(incidents=stored.get("incidents", ()), transitions=stored.get("transitions", ()))
     for run in stored.get("runs", ()):
         store.save_run(run)
+    store.set(TOKENS, stored.get("tokens", {}))
     store.close()
     return host
 
@@ -162,11 +163,8 @@ def test_a_mere_suspicion_is_not_shown(tmp_path: Path) -> None:
 
 
 def test_the_last_proven_token_is_shown(tmp_path: Path) -> None:
-    results = [
-        result("engine.progress", "engine:chat", Status.OK, Verdict.BUSY, "4 in work"),
-        result("engine.generates", "engine:chat", Status.OK, Verdict.READY, "1 token"),
-    ]
-    said = holdfast("status", host=box(tmp_path, results=results))
+    results = [result("engine.progress", "engine:chat", Status.OK, Verdict.BUSY, "4 in work")]
+    said = holdfast("status", host=box(tmp_path, results=results, tokens={"chat": EARLIER.wall}))
     assert "BUSY" in said.out
     assert "last token 4 min ago" in said.out
 
