@@ -45,11 +45,10 @@ def control(session: Session, do: str, arguments: dict[str, Json]) -> dict[str, 
             answer = None
     if not isinstance(answer, dict):
         raise DaemonUnreachable("the daemon gave no answer", where=CONTROL_SOCKET, hint="journalctl -u holdfast")
-    if not answer.get("ok"):
-        words, code = str(answer.get("message") or "the daemon refused"), str(answer.get("code") or "refused")
+    if answer.get("error"):
+        words, code = str(answer["error"]), str(answer.get("code") or "refused")
         raise PermissionRefused(words, code=code, hint=str(answer.get("hint") or ""), where=CONTROL_SOCKET)
-    data = answer.get("data")
-    return data if isinstance(data, dict) else {}
+    return answer
 
 
 def events(session: Session, request: Request) -> Iterator[Event]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 import os
 import re
@@ -17,11 +18,16 @@ import pytest
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 import agent
-from agent import errors, plugin
-from agent.cli import _main
+from agent import control, errors, plugin
+from agent.cli import _main, _sockets
 from agent.cli._verb import Verb, build, command_name
 from agent.errors import FileTrouble, HostError
 from agent.host import Host
+from agent.host.ipc import RealIpc
+from agent.host.web import RealHttp
+from agent.model import Json
+from agent.protocol import Control
+from agent.views import metrics
 from tests.support.cli import absent, holdfast, tree
 from tests.support.fake_host import FakeHost
 from tests.unit.test_cli_run import FILES
@@ -348,3 +354,55 @@ def test_every_plugin_is_in_the_reference() -> None:
     for kind in (plugin.checks, plugin.rules, plugin.actions, plugin.engines, plugin.receivers):
         for identifier in kind():
             assert f"## `{identifier}`" in pages
+
+
+# --- the daemon's control socket, both ends for real ------------------------------------------------------------
+
+
+def test_the_command_line_understands_what_the_control_socket_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def handle(request: Control, _who: str) -> Mapping[str, Json]:
+        if request.args.get("receiver"):
+            raise control.unknown("such receiver")
+        return {"receivers": [{"name": "hook", "state": "sent", "reason": "answered 200"}]}
+
+    path = str(tmp_path / "control.sock")
+    monkeypatch.setattr(_sockets, "CONTROL_SOCKET", path)
+    host = dataclasses.replace(FakeHost.build({"/etc/holdfast/holdfast.toml": HOOK}), ipc=RealIpc())
+    server = control.ControlServer(path, None, handle)
+    try:
+        taken = holdfast("pager", "test", host=host)
+        refused = holdfast("pager", "test", "hook", host=host)
+    finally:
+        server.stop()
+    assert (taken.code, taken.err) == (0, "")
+    assert "taken: answered 200" in taken.out
+    assert refused.code == 77
+    assert "there is no such receiver [unknown]" in refused.err
+
+
+HOOK = '[[receiver]]\nname = "hook"\nkind = "webhook"\nurl = "https://hook.example/x"\n'
+
+
+def test_metrics_are_served_on_loopback_only_under_their_path() -> None:
+    exporter = metrics.serve("127.0.0.1:0", lambda: metrics.Snapshot(version="9"))
+    try:
+        http = RealHttp()
+        told = http("GET", f"http://127.0.0.1:{exporter.port}/metrics", timeout_s=5.0)
+        other = http("GET", f"http://127.0.0.1:{exporter.port}/", timeout_s=5.0)
+    finally:
+        exporter.stop()
+    assert 'holdfast_build_info{version="9"} 1.0' in told.text
+    assert told.headers["content-type"].startswith("text/plain")
+    assert other.status == 404
+
+
+def test_a_port_that_is_taken_costs_the_metrics_and_nothing_else() -> None:
+    first = metrics.serve("127.0.0.1:0", metrics.Snapshot)
+    second = metrics.serve(f"127.0.0.1:{first.port}", metrics.Snapshot)
+    try:
+        assert "cannot listen" in second.problem
+    finally:
+        second.stop()
+        first.stop()

@@ -221,7 +221,7 @@ def test_stop_with_nothing_in_flight_is_a_usage_error() -> None:
 class Daemon(Runner):
     """A control socket with one answer."""
 
-    answer = b'{"v": 1, "ok": true, "data": {}}'
+    answer = b'{"v": 1}'
 
     def receive(self, timeout_s: float, limit: int = 0) -> bytes | None:
         return self.answer
@@ -238,7 +238,7 @@ def test_acknowledging_goes_to_the_daemon_with_who_asked(tmp_path: Path) -> None
 
 def test_what_the_daemon_refuses_is_told_in_its_words(tmp_path: Path) -> None:
     daemon = Daemon(())
-    daemon.answer = b'{"v": 1, "ok": false, "code": "unknown", "message": "there is no open incident X", "hint": "h"}'
+    daemon.answer = b'{"v": 1, "code": "unknown", "error": "there is no open incident X", "hint": "h"}'
     host = replace(box(tmp_path, incidents=[WEDGED]), ipc=FakeHost.build(ipc={CONTROL: daemon}).ipc)
     said = holdfast("incident", "ack", host=host)
     assert said.code == 77

@@ -185,9 +185,7 @@ def test_without_a_receiver_the_pager_cannot_be_tested() -> None:
 
 def test_the_daemon_sends_the_test_and_each_answer_is_shown() -> None:
     daemon = Daemon(())
-    daemon.answer = json.dumps(
-        {"ok": True, "data": {"receivers": [{"name": "hook", "state": "sent", "reason": "200"}]}}
-    ).encode()
+    daemon.answer = json.dumps({"receivers": [{"name": "hook", "state": "sent", "reason": "200"}]}).encode()
     said = holdfast("pager", "test", host=host({"/etc/holdfast/holdfast.toml": RECEIVER}, ipc={CONTROL: daemon}))
     assert said.code == 0
     assert "taken: 200" in said.out
