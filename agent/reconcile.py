@@ -399,14 +399,10 @@ class Reconciler:
             )
             return []
         if not decision.allow:
+            asks = decision.code == "needs-approval"
+            command = f"sudo holdfast incident approve {incident.id}" if asks else advice.command
             after, transition = machine.waiting(
-                incident,
-                decision.reason,
-                advice.command,
-                decision.not_before,
-                decision.needs_approval,
-                now,
-                self._new_id,
+                incident, decision.reason, command, decision.not_before, asks, now, self._new_id
             )
             self._apply(incidents, told, after if after != incident else None, transition)
             return []
@@ -454,7 +450,13 @@ class Reconciler:
         material = [each for each in latest.values() if _material(each) != self._stored.get(each.id)]
         if not material and not told:
             return
-        alerts = [alert for incident, transition in told for alert in self._enqueue(incident, transition)]
+        # Told as it stands after the whole step: a page says what was decided, not only that something opened.
+        final = {each.id: each for each in incidents}
+        alerts = [
+            alert
+            for incident, transition in told
+            for alert in self._enqueue(final.get(incident.id, incident), transition)
+        ]
         self.store.commit(material, [transition for _, transition in told], alerts)
         self._stored.update({each.id: _material(each) for each in material})
 

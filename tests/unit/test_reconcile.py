@@ -221,12 +221,23 @@ def test_what_nobody_may_cure_starts_critical_and_escalates(scene: Scene) -> Non
     ]
 
 
-def test_observing_only_asks_for_approval_and_starts_nothing(scene: Scene) -> None:
+def test_observing_says_what_would_be_done_and_starts_nothing(scene: Scene) -> None:
     scene.decision = Decision(False, "autonomy is observe", "autonomy-observe", needs_approval=True)
     scene.result("engine.unit", Verdict.DEAD)
     effects = scene.explain()
     assert not [effect for effect in effects if isinstance(effect, StartRun)]
+    assert scene.told == [("engine-dead", "opened", Urgency.CRITICAL)]
+    assert scene.incident().command == "sudo holdfast run restart-engine"
+
+
+def test_asking_pages_the_command_that_approves(scene: Scene) -> None:
+    scene.decision = Decision(False, "autonomy is ask", "needs-approval", needs_approval=True)
+    scene.result("engine.unit", Verdict.DEAD)
+    scene.explain()
     assert scene.kinds() == ["opened", "needs-approval"]
+    assert scene.incident().command == f"sudo holdfast incident approve {scene.incident().id}"
+    scene.decision = ALLOWED
+    assert [type(effect) for effect in scene.send(Tick(), after=1)] == [StartRun]
 
 
 def test_while_paused_it_is_told_quietly_and_acted_upon_afterwards(scene: Scene) -> None:
