@@ -122,7 +122,9 @@ def test_killed_at_any_moment_with_a_wild_receiver_every_state_arrives_in_order(
 
 def _check(taken: list[dict[str, Any]]) -> None:
     """What one key's receiver took: the script's order, identical repeats, and its last state."""
-    distinct = [event for number, event in enumerate(taken) if number == 0 or event != taken[number - 1]]
+    # An event is a trigger and its own resolve, and is repeated as a pair: its trigger stands for it here.
+    units = [each for each in taken if "/event/" not in each["dedup_key"] or each["event_action"] == "trigger"]
+    distinct = [event for number, event in enumerate(units) if number == 0 or event != units[number - 1]]
     triggers = [event for event in distinct if event["event_action"] == "trigger"]
     steps = [int(event["payload"]["summary"].split()[-1]) for event in triggers]
     assert steps == sorted(set(steps))
