@@ -1,0 +1,86 @@
+"""Every rule against the results in tests/data/<rule>/<case>: which findings it makes of them.
+
+`results.yaml`: check, subject, status, verdict, summary, evidence by name. `findings.yaml`: the findings expected, each
+with the fields that matter. The moment is 1,800,000,000 s (UTC).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent import plugin
+from agent.diagnose import diagnose
+from agent.model import CheckResult, Moment, Observation, Results, Status, Verdict
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+NOW = Moment(1_800_000_000.0, 5000.0, "boot")
+CASES = [case for rule in plugin.rules() for case in sorted((DATA / rule).glob("*/"))]
+
+
+def results_of(rows: list[dict[str, Any]]) -> Results:
+    """The results that a case describes."""
+    found = [
+        CheckResult(
+            row["check"],
+            row["subject"],
+            Status(row["status"]),
+            row["summary"],
+            tuple(Observation(name, value) for name, value in row.get("evidence", {}).items()),
+            NOW,
+            0.0,
+            Verdict(row["verdict"]) if "verdict" in row else None,
+        )
+        for row in rows
+    ]
+    return Results({(result.check, result.subject): result for result in found})
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.parent.name}/{case.name}")
+def test_a_rule_finds_what_its_fixture_expects(case: Path) -> None:
+    rule = plugin.rules()[case.parent.name]
+    given_results = results_of(yaml.safe_load((case / "results.yaml").read_text(encoding="utf-8")))
+    expected = yaml.safe_load((case / "findings.yaml").read_text(encoding="utf-8"))
+    found = list(rule.diagnose(given_results, NOW))
+    assert len(found) == len(expected), [finding.summary for finding in found]
+    for finding, wanted in zip(found, expected, strict=True):
+        assert {name: getattr(finding, name) for name in wanted} == wanted
+
+
+@pytest.mark.parametrize("rule", sorted(plugin.rules()))
+def test_every_rule_has_a_fixture_that_fires_and_one_that_is_quiet(rule: str) -> None:
+    counts = {
+        len(yaml.safe_load((case / "findings.yaml").read_text(encoding="utf-8")))
+        for case in CASES
+        if case.parent.name == rule
+    }
+    assert 0 in counts
+    assert counts - {0}
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([*sorted(plugin.checks()), "holdfast.store", "holdfast.runner"]),
+            st.sampled_from(["host", "engine:chat", "engine:other"]),
+            st.sampled_from(list(Status)),
+            st.one_of(st.none(), st.sampled_from(list(Verdict))),
+        ),
+        max_size=12,
+    )
+)
+def test_no_rule_crashes_on_results_without_evidence(rows: list[tuple[str, str, Status, Verdict | None]]) -> None:
+    results = Results(
+        {
+            (check, subject): CheckResult(check, subject, status, "s", (), NOW, 0.0, verdict)
+            for check, subject, status, verdict in rows
+        }
+    )
+    found = diagnose(plugin.rules(), results, NOW)
+    assert "rule-failed" not in {finding.id for finding in found}
+    assert len({finding.key for finding in found}) == len(found), "one finding for each cause and subject"
