@@ -5,6 +5,7 @@ The daemon gathers the same facts for its advice; the runner's count.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +78,7 @@ def _unit(host: Host, name: str) -> tuple[UnitFacts, systemd.UnitState | None]:
         state = systemd.unit_state(host, name)
     except HostError as error:
         return UnitFacts(name, unknown=f"systemd does not say how it is: {error.message}"), None
-    stopped, how = stops.operators_hand(host, state)
+    stopped, how = stops.operators_hand(host, state, "" if state.invocation_id else _last_invocation(host, name))
     facts = UnitFacts(
         name,
         masked=stopped is True and how.startswith("masked"),
@@ -87,6 +88,21 @@ def _unit(host: Host, name: str) -> tuple[UnitFacts, systemd.UnitState | None]:
         busy=busy(state),
     )
     return facts, state
+
+
+def _last_invocation(host: Host, unit: str) -> str:
+    """The unit's last start in this boot, from the journal; "" when there was none or it cannot be read.
+
+    systemd forgets it, as all else, of a unit that is neither enabled nor failed as soon as it has ended.
+    """
+    boot = host.clock.now().boot_id.replace("-", "")
+    words = ("_PID=1", f"UNIT={unit}", f"MESSAGE_ID={journal.STARTED}", f"_BOOT_ID={boot}")
+    argv = ("journalctl", "--quiet", "--no-pager", "--output=json", "--output-fields=INVOCATION_ID", "--lines=1")
+    try:
+        said = json.loads(host.run((*argv, *words), timeout_s=10.0).stdout)
+    except (HostError, ValueError):
+        return ""
+    return str(said.get("INVOCATION_ID", "")) if isinstance(said, dict) else ""
 
 
 def busy(state: systemd.UnitState) -> str:
@@ -104,18 +120,19 @@ def _incurable(host: Host, engine: EngineSettings, state: systemd.UnitState) -> 
         return ""
     for match in log_matches(host, engine, state):
         if not match.curable:
-            return f"{match.meaning} ({match.text})"
+            return f"{match.meaning.rstrip('.')} ({match.text})"
     return ""
 
 
 def log_matches(host: Host, engine: EngineSettings, state: systemd.UnitState) -> list[journal.LogMatch]:
     """The known failures in the log of the unit's last process, oldest first; none when it cannot be read."""
     signatures = plugin.engines()[engine.kind].signatures
-    if not signatures or not state.invocation_id:
+    invocation = state.invocation_id or _last_invocation(host, state.unit)
+    if not signatures or not invocation:
         return []
     try:
         known = journal.load_signatures(signatures)
-        return list(journal.matches(host, state.unit, known, invocation_id=state.invocation_id, since_wall=None))
+        return list(journal.matches(host, state.unit, known, invocation_id=invocation, since_wall=None))
     except HostError:
         return []
 
@@ -134,7 +151,7 @@ def failure(host: Host, engine: EngineSettings | None) -> tuple[str, str]:
     matches = log_matches(host, engine, state)
     found = next((match for match in matches if not match.curable), matches[0] if matches else None)
     if found is not None:
-        return found.cause, f"{found.meaning}: {found.text}"
+        return found.cause, f"{found.meaning.rstrip('.')}: {found.text}"
     if not has_failed(state):
         return "", ""
     return f"{state.result}-{state.exec_main_status}", f"{state.unit} ended: {state.result}, {state.exec_main_status}"

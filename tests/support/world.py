@@ -19,7 +19,7 @@ from agent import runner, verbs
 from agent.errors import Unreachable
 from agent.host import Completed, Host, Peer, Reply
 from agent.host.files import RealFiles
-from agent.host.journal import STOPPED
+from agent.host.journal import STARTED, STOPPED
 from agent.model import Json, Moment
 from agent.protocol import Event, Request, line
 from tests.support.fake_host import journal, systemctl_show
@@ -190,6 +190,9 @@ class Systemd:
             self.set(ActiveState="active", SubState="running", Result="success", MainPID=42)
 
     def _journal(self, words: Sequence[str]) -> str:
+        if f"MESSAGE_ID={STARTED}" in words and f"MESSAGE_ID={STOPPED}" not in words:
+            known = self.state()
+            return journal({"INVOCATION_ID": f"{known['starts'] + 1:032x}"}) if known["started"] else ""
         if any(word.startswith("MESSAGE_ID=") for word in words):
             asked = [word.partition("=")[2] for word in words if word.startswith("INVOCATION_ID=")]
             stopped = [each for each in self.state()["stops"] if not asked or each in asked]
@@ -290,7 +293,7 @@ class World:
         down = {"ActiveState": "failed", "SubState": "failed", "Result": "signal", "ExecMainStatus": 9, "MainPID": 0}
         self.systemd.set(
             **(up if active else down), InvocationID=f"{1:032x}", UnitFileState="enabled", Job="", healthy=healthy,
-            ignores_sigterm=False, unkillable=False, broken=False, starts=0, stops=[], log=[],
+            started=True, ignores_sigterm=False, unkillable=False, broken=False, starts=0, stops=[], log=[],
         )  # fmt: skip
 
     def write(self, name: str, text: str) -> None:
@@ -373,6 +376,7 @@ __all__ = [
     "SUBJECT",
     "UNIT",
     "Acts",
+    "Connection",
     "Killed",
     "World",
     "ended",

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from agent import ledger, transcript
-from agent.errors import Unreachable
+from agent import ledger, runner, transcript
+from agent.errors import FileTrouble, Unreachable
 from agent.ledger import Kind
-from agent.protocol import Event
-from tests.support.world import DAEMON_UID, OPERATOR_UID, READER_UID, UNIT, World, ended, refused, ulid
+from agent.protocol import Event, line
+from tests.support.world import DAEMON_UID, OPERATOR_UID, READER_UID, UNIT, Connection, World, ended, refused, ulid
 
 
 @pytest.fixture
@@ -179,6 +179,19 @@ def test_a_unit_that_an_operator_stopped_is_never_started(tmp_path: Path) -> Non
     forced = world.request(force=True)
     assert refused(world.ask(forced, uid=OPERATOR_UID)) == "operator-stopped"
     assert world.systemd.state()["starts"] == 0
+
+
+def test_a_unit_that_systemd_has_forgotten_is_looked_up_in_the_journal(tmp_path: Path) -> None:
+    """Neither enabled nor failed, and its process ended with 0: systemd knows nothing of it any more."""
+    world = World(tmp_path, active=False)
+    gone = {"ActiveState": "inactive", "SubState": "dead", "Result": "success", "UnitFileState": "static"}
+    world.systemd.set(**gone, InvocationID="")
+    world.systemd.set(started=False)
+    assert refused(world.ask(world.request())) == "cannot-tell"
+    world.systemd.set(started=True, stops=[f"{1:032x}"])
+    assert refused(world.ask(world.request())) == "operator-stopped"
+    world.systemd.set(stops=[])
+    assert ended(world.ask(world.request()))["outcome"] == "succeeded"
 
 
 @pytest.mark.parametrize(("state", "code"), [("disabled", "operator-disabled"), ("masked", "operator-masked")])
@@ -358,6 +371,27 @@ def test_without_a_ledger_there_is_no_run(world: World) -> None:
     (world.root / "var/lib/holdfast-runner/ledger.jsonl").mkdir(parents=True)
     assert refused(world.ask(world.request())) in ("no-ledger", "file")
     assert world.systemd.state()["starts"] == 0
+
+
+def test_only_a_run_without_its_outcome_makes_the_runner_fail_so_that_recovery_follows(world: World) -> None:
+    assert answered(world, b"garbage") == 0
+    assert answered(world, line(world.request(force=True))) == 0
+    assert answered(world, Unreachable("nothing came", kind="timeout")) == 0
+    assert answered(world, line(world.request(runbook="no-such"))) == 0
+    world.acts.die_at = world.acts.count + 12
+    world.acts.die = disk_full
+    assert answered(world, line(world.request())) == 70
+    assert len(records(world, Kind.ATTEMPT)) == 1
+    assert outcomes(world) == []
+
+
+def answered(world: World, said: bytes | Exception) -> int:
+    """The runner's exit code."""
+    return runner.answer(world.host(), Connection(said, DAEMON_UID), lambda: False)  # type: ignore[arg-type]
+
+
+def disk_full() -> None:
+    raise FileTrouble("no space left on device", kind="other", where="/var")
 
 
 def test_a_ledger_that_was_changed_afterwards_stops_all_runs(world: World) -> None:
