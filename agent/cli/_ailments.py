@@ -306,6 +306,11 @@ def examine(facts: Facts) -> list[Ailment]:
             found += look(facts)
         except (HoldfastError, HostError) as error:
             found.append(
-                Ailment(name, Status.UNKNOWN, f"cannot tell: {error.message}", error.hint or "run it with sudo")
+                Ailment(
+                    name,
+                    Status.UNKNOWN,
+                    f"cannot tell: {error.message}",
+                    error.hint or ("holdfast status" if facts.root else "run it with sudo"),
+                )
             )
     return found

@@ -53,7 +53,15 @@ class Session:
     @property
     def caller(self) -> str:
         """Who asked, for records: the person behind sudo, else the user's name or number."""
-        return self.environ.get("SUDO_USER") or self.environ.get("USER") or f"uid {self.uid}"
+        named = self.environ.get("SUDO_USER") or self.environ.get("USER")
+        if named:
+            return named
+        import pwd
+
+        try:
+            return pwd.getpwuid(self.uid).pw_name
+        except KeyError:
+            return f"uid {self.uid}"
 
     @property
     def interactive(self) -> bool:

@@ -214,7 +214,8 @@ def _incident(incident: IncidentLine, now: float, width: int) -> list[str]:
     lines += labelled("with it", ", ".join(incident.folded), width)
     lines += labelled("done", "; ".join(incident.tried) or "nothing yet", width)
     lines += labelled("left", incident.left, width)
-    lines += labelled("plan", incident.decision, width)
+    if incident.decision != incident.left:
+        lines += labelled("plan", incident.decision, width)
     lines += labelled("seen by", incident.acknowledged_by, width)
     lines += command("next", incident.command or f"holdfast explain {incident.finding}", width)
     return lines

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -406,3 +407,25 @@ def test_a_port_that_is_taken_costs_the_metrics_and_nothing_else() -> None:
     finally:
         second.stop()
         first.stop()
+
+
+@pytest.mark.skipif(shutil.which("groff") is None, reason="groff is not installed")
+def test_the_man_page_has_no_mistake_in_its_markup() -> None:
+    page = generated("gen-man").stdout
+    said = subprocess.run(
+        ["groff", "-man", "-Tutf8", "-ww", "-z"], input=page, capture_output=True, text=True, check=True
+    )
+    assert said.stderr == ""
+
+
+def test_bash_completes_with_the_script_we_ship(tmp_path: Path) -> None:
+    command = tmp_path / "holdfast"
+    command.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" -m agent.cli "$@"\n')
+    command.chmod(0o755)
+    script = generated("gen-completion", "bash").stdout
+    asked = (
+        f'{script}\nCOMP_WORDS=(holdfast lock w); COMP_CWORD=2; _holdfast_completion holdfast; echo "${{COMPREPLY[@]}}"'
+    )
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    said = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, env=environment, check=True)
+    assert said.stdout.split() == ["write"]
