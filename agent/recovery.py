@@ -49,18 +49,22 @@ def attempt_record(runbook: Runbook, subject: str, inputs: Mapping[str, Json]) -
 def recover(host: Host, config: Config, *, stopping: Callable[[], bool] = lambda: False) -> list[str]:
     """Finish every run that has no outcome and no living process; the ids of those that were finished.
 
-    A run that still lives is left alone. Raises StoreError, and StopAsked when
-    asked to stop: what is not finished then is finished next time.
+    A run that still lives is left alone. It looks again until nothing is left: what is cut off while it proves another
+    run would otherwise wait, because systemd does not start a unit that is running. Raises StoreError, and StopAsked
+    when asked to stop: what is not finished then is finished next time.
     """
-    finished = []
-    for attempt in ledger.open_attempts(ledger.read(host).records):
-        held = claim.take(host, attempt.subject, attempt.run)
-        if isinstance(held, str):
-            continue
-        with held:
-            if finish_cut_off(host, config, attempt.run, stopping=stopping):
-                finished.append(attempt.run)
-    return finished
+    finished: list[str] = []
+    while True:
+        before = len(finished)
+        for attempt in ledger.open_attempts(ledger.read(host).records):
+            held = claim.take(host, attempt.subject, attempt.run)
+            if isinstance(held, str):
+                continue
+            with held:
+                if finish_cut_off(host, config, attempt.run, stopping=stopping):
+                    finished.append(attempt.run)
+        if len(finished) == before:
+            return finished
 
 
 def recover_held(host: Host, config: Config, subject: str, *, stopping: Callable[[], bool]) -> None:

@@ -1,5 +1,8 @@
 """The runner's door: one process per connection, as root. Who asks, what they may ask, and one request answered.
 
+The exit code says one thing: 0, or 70 when a run was left without its outcome. Any other end of the unit than 0 calls
+holdfast-recover.service, so a refusal or a caller that hangs up must not.
+
 Under systemd the accepted Unix socket is file descriptor 0 (Accept=yes); without systemd the daemon starts this as a
 child with one end of a socket pair there. Everything but the gate lives in `agent.verbs`, imported only for a request
 that may be served, so that a flood of refused ones stays cheap.
@@ -14,7 +17,7 @@ import threading
 from collections.abc import Callable
 
 from agent import access, ledger, logs
-from agent.errors import HoldfastError, HostError, Unreachable, UsageError
+from agent.errors import HoldfastError, HostError, InternalError, Unreachable, UsageError
 from agent.host import Host, Peer, ipc
 from agent.host.ipc import Lines
 from agent.host.real import real_host
@@ -41,11 +44,14 @@ def main(host: Host | None = None, descriptor: int = 0) -> int:
             return answer(host, connection, stop.is_set)
     except HostError as error:
         log.warning("%s", error.message)
-        return error.exit_code
+        return 0
 
 
 def answer(host: Host, connection: Lines, stopping: Callable[[], bool]) -> int:
-    """Read one request from a connection, check who asks, and serve it. Exit code 0, or that of the error."""
+    """Read one request from a connection, check who asks, and serve it: 0, or 70 when a run was cut off.
+
+    Raises HostError when the peer cannot be told.
+    """
     peer = connection.peer()
     tell = _teller(connection)
     try:
@@ -53,24 +59,38 @@ def answer(host: Host, connection: Lines, stopping: Callable[[], bool]) -> int:
         request: Request = parse(Request, said or b"")
     except Unreachable as error:
         code = "request-too-large" if error.kind == "too-large" else "no-request"
-        return _refuse(host, peer, NO_ID, tell, code, error.message)
+        _refuse(host, peer, NO_ID, tell, code, error.message)
+        return 0
     except UsageError as error:
-        return _refuse(host, peer, NO_ID, tell, error.code, error.message)
+        _refuse(host, peer, NO_ID, tell, error.code, error.message)
+        return 0
     who = access.role(host, peer)
     no = access.refusal(who, request)
     if no is not None:
-        return _refuse(host, peer, request.id, tell, *no)
+        _refuse(host, peer, request.id, tell, *no)
+        return 0
     from agent import verbs  # noqa: PLC0415 - a refused request must stay cheap; nothing has begun yet
 
     try:
         verbs.serve(host, request, who, peer.uid, tell, stopping)
     except HoldfastError as error:
         log.warning("request %s: %s: %s", request.id, error.code, error.message)
-        return _refuse(host, peer, request.id, tell, error.code, error.message)
-    return 0
+        _refuse(host, peer, request.id, tell, error.code, error.message)
+    return InternalError.exit_code if request.do == "run" and _cut_off(host) else 0
 
 
-def _refuse(host: Host, peer: Peer, request: str, tell: Callable[[Event], None], code: str, reason: str) -> int:
+def _cut_off(host: Host) -> bool:
+    """Whether a run has neither an outcome nor a living process; one that cannot be told counts as one."""
+    from agent import claim  # noqa: PLC0415 - see `answer`
+
+    try:
+        cut_off = ledger.open_attempts(ledger.read(host).records)
+        return any(not claim.alive(host, attempt.run) for attempt in cut_off)
+    except HostError:
+        return True
+
+
+def _refuse(host: Host, peer: Peer, request: str, tell: Callable[[Event], None], code: str, reason: str) -> None:
     """Answer with a refusal and put it on record, at most one record in ten seconds of each kind."""
     data = {"code": code, "reason": reason, "not_before": None, "needs_approval": False}
     tell(Event(id=request, seq=0, at=host.clock.now().wall, event="refused", data=data))
@@ -78,10 +98,9 @@ def _refuse(host: Host, peer: Peer, request: str, tell: Callable[[Event], None],
         ledger.prepare(host)
     except HostError as error:
         log.warning("the runner's directory cannot be made: %s", error.message)
-        return error.exit_code
+        return
     if ledger.refused(host, peer.uid, code, reason, "" if request == NO_ID else request):
         log.warning("refused uid %d (pid %d): %s: %s", peer.uid, peer.pid, code, reason)
-    return 0
 
 
 def _teller(connection: Lines) -> Callable[[Event], None]:

@@ -215,6 +215,21 @@ def test_a_recovery_that_is_told_to_stop_leaves_the_rest_to_the_next(tmp_path: P
     assert outcomes(recovered(again)) == ["succeeded"]
 
 
+def test_a_run_that_is_cut_off_while_recovery_works_on_another_is_finished_too(tmp_path: Path) -> None:
+    world = World(tmp_path, healthy=False)
+    cut_off(world, act_number(tmp_path, f"after systemctl stop --no-block {UNIT}"))
+    again = world.restarted()
+    again.numbers = 500
+    data = {"runbook": "restart-engine", "subject": "host", "risk": "none", "inputs": {}, "steps": 1, "verify": None}
+
+    def another_is_cut_off() -> None:
+        ledger.append(again.host(), Kind.ATTEMPT, again.request().id, data)
+
+    again.acts.die_at, again.acts.die = 1, another_is_cut_off
+    assert recover.main(again.host()) == 0
+    assert sorted(outcomes(again)) == ["interrupted", "succeeded"]
+
+
 def test_nothing_to_recover_needs_no_configuration(tmp_path: Path) -> None:
     world = World(tmp_path)
     world.write("etc/holdfast/holdfast.toml", "broken")

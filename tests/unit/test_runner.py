@@ -378,8 +378,12 @@ def test_only_a_run_without_its_outcome_makes_the_runner_fail_so_that_recovery_f
     assert answered(world, line(world.request(force=True))) == 0
     assert answered(world, Unreachable("nothing came", kind="timeout")) == 0
     assert answered(world, line(world.request(runbook="no-such"))) == 0
-    world.acts.die_at = world.acts.count + 12
-    world.acts.die = disk_full
+
+    def disk_full() -> None:
+        world.acts.die_at = world.acts.count + 1
+        raise FileTrouble("no space left on device", kind="other", where="/var")
+
+    world.acts.die_at, world.acts.die = world.acts.count + 12, disk_full
     assert answered(world, line(world.request())) == 70
     assert len(records(world, Kind.ATTEMPT)) == 1
     assert outcomes(world) == []
@@ -388,10 +392,6 @@ def test_only_a_run_without_its_outcome_makes_the_runner_fail_so_that_recovery_f
 def answered(world: World, said: bytes | Exception) -> int:
     """The runner's exit code."""
     return runner.answer(world.host(), Connection(said, DAEMON_UID), lambda: False)  # type: ignore[arg-type]
-
-
-def disk_full() -> None:
-    raise FileTrouble("no space left on device", kind="other", where="/var")
 
 
 def test_a_ledger_that_was_changed_afterwards_stops_all_runs(world: World) -> None:
