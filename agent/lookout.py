@@ -23,6 +23,8 @@ from agent.plugin import Check, Target
 
 WORKERS = 6
 """Checks that may look at the same time."""
+STEP_S = 2.0
+"""The wall clock was set, not slewed, when it moved by more than this against the boot clock."""
 
 Key: TypeAlias = tuple[str, str]
 
@@ -41,6 +43,7 @@ class Lookout:
         self._targets: dict[Key, tuple[Check, Target]] = {}
         self._looking: dict[Key, Moment] = {}
         self._again: set[Key] = set()
+        self._wall_minus_boot: float | None = None
         self._lock = threading.Lock()
         self._scheduler = BackgroundScheduler(
             timezone=timezone.utc,
@@ -55,12 +58,22 @@ class Lookout:
 
     def watch(self, settings: Config) -> None:
         """Look at what this configuration names, and at nothing else; everything once at once."""
-        targets = {(check.id, target.subject): (check, target) for check, target in settings.targets()}
         with self._lock:
-            self._targets = targets
+            self._targets = {(check.id, target.subject): (check, target) for check, target in settings.targets()}
+        self._plan()
+
+    def mind_the_clock(self, now: Moment) -> None:
+        """Plan afresh when the wall clock was set: APScheduler plans by it, and would sleep an hour that was set back."""
+        offset = now.wall - now.boot_s
+        stepped = self._wall_minus_boot is not None and abs(offset - self._wall_minus_boot) > STEP_S
+        self._wall_minus_boot = offset
+        if stepped:
+            self._plan()
+
+    def _plan(self) -> None:
         for job in self._scheduler.get_jobs():
             job.remove()
-        for key, (check, target) in targets.items():
+        for key, (check, target) in self._targets.items():
             if target.every_s > 0:
                 trigger = IntervalTrigger(seconds=target.every_s, timezone=timezone.utc)
                 self._scheduler.add_job(self._look, trigger, (key,), id=_job(key))
