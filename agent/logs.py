@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import TextIO
 
 from agent.host.process import redact_argv
 
@@ -24,10 +25,12 @@ class _JournalFormatter(logging.Formatter):
         return _PREFIX.get(record.levelno, "<5>") + " ".join(redact_argv(words.split(" ")))
 
 
-def to_journal(level: str) -> None:
-    """Send everything from `level` ("debug", "info", "warning", "error") on to the journal."""
-    handler = logging.StreamHandler(sys.stderr)
+def to_journal(level: str, stream: TextIO | None = None) -> None:
+    """Send everything from `level` ("debug", "info", "warning", "error") on to the journal, which is stderr."""
+    handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(_JournalFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # A record that cannot be formatted or written would otherwise be printed raw, before the redaction.
+    logging.raiseExceptions = False
     for noisy in ("apscheduler", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.ERROR)

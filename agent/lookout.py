@@ -63,7 +63,7 @@ class Lookout:
         self._plan()
 
     def mind_the_clock(self, now: Moment) -> None:
-        """Plan afresh when the wall clock was set: APScheduler plans by it, and would sleep an hour that was set back."""
+        """Plan afresh when the wall clock was set: APScheduler plans by it, and sleeps through what was set back."""
         offset = now.wall - now.boot_s
         stepped = self._wall_minus_boot is not None and abs(offset - self._wall_minus_boot) > STEP_S
         self._wall_minus_boot = offset

@@ -1,0 +1,82 @@
+"""The daemon's advice: the same rules as the runner's law, from what the daemon may read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from agent import ledger, runbook
+from agent.advice import Adviser
+from agent.config import AutonomySettings, Config
+from agent.host.files import RealFiles
+from agent.model import Autonomy, CheckResult, Finding, Moment, Observation, Status, Verdict
+from agent.plugin import engines
+from tests.support.fake_host import FakeHost
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CHAT = "engine:chat"
+DEAD = Finding("engine-dead", CHAT, Status.CRITICAL, "chat is dead")
+DRIFT = Finding("driver-drift", "host", Status.CRITICAL, "another driver runs")
+
+
+def adviser(
+    mode: Autonomy = Autonomy.ACT, unit: dict[str, object] | None = None, records: list[dict[str, object]] | None = None
+) -> tuple[Adviser, Moment]:
+    host = FakeHost.build(
+        files={ledger.FILE: "".join(json.dumps(each) + "\n" for each in records)} if records is not None else {}
+    )
+    engine = engines()["llama.cpp"].settings(
+        name="chat", kind="llama.cpp", url="http://127.0.0.1:8080", unit="llama-server.service"
+    )
+    config = Config(autonomy=AutonomySettings(mode=mode), engines=(engine,))
+    books = runbook.load(RealFiles(), directories=(str(REPOSITORY / "runbooks"),))
+    now = host.clock.now()
+    seen = tuple(Observation(name, value) for name, value in (unit or {"unit.active": "failed"}).items())
+    results = {
+        ("engine.unit", CHAT): CheckResult("engine.unit", CHAT, Status.CRITICAL, "", seen, now, 0.0, Verdict.DEAD)
+    }
+    return Adviser(host, config, books, lambda: results), now
+
+
+def test_a_dead_engine_may_be_restarted() -> None:
+    advise, now = adviser()
+    advice = advise(DEAD, now)
+    assert advice.runbook == "restart-engine"
+    assert advice.decision.allow
+
+
+def test_what_no_runbook_cures_is_a_persons_with_the_page_that_explains_it() -> None:
+    advise, now = adviser()
+    advice = advise(DRIFT, now)
+    assert advice.runbook is None
+    assert advice.command == "holdfast explain driver-drift"
+
+
+@pytest.mark.parametrize(
+    ("unit", "code"),
+    [
+        ({"unit.active": "inactive", "unit.operator": True}, "operator-stopped"),
+        ({"unit.active": "activating"}, "unit-busy"),
+        ({"unit.active": "failed", "unit.pending": True}, "unit-busy"),
+    ],
+)
+def test_an_operators_hand_and_systemds_own_work_come_first(unit: dict[str, object], code: str) -> None:
+    advise, now = adviser(unit=unit)
+    assert advise(DEAD, now).decision.code == code
+
+
+def test_observing_only_says_what_a_person_would_type() -> None:
+    advise, now = adviser(Autonomy.OBSERVE)
+    advice = advise(DEAD, now)
+    assert advice.decision.code == "autonomy-observe"
+    assert advice.command == "sudo holdfast run restart-engine --subject engine:chat"
+
+
+def test_an_incurable_failure_is_not_tried_and_force_is_named() -> None:
+    advise, now = adviser()
+    broken = Finding("engine-dead", CHAT, Status.CRITICAL, "no kernel image", incurable=True)
+    advice = advise(broken, now)
+    assert advice.decision.code == "incurable"
+    assert advice.command.endswith(" --force")
