@@ -12,7 +12,6 @@ from enum import Enum
 
 from agent.errors import FileTrouble
 from agent.host import Host, Peer
-from agent.protocol import Request
 
 DAEMON_USER = "holdfast"
 OPERATORS_ONLY = frozenset({"approve", "resume"})
@@ -51,12 +50,12 @@ def daemon_uid(host: Host) -> int | None:
     return None
 
 
-def refusal(who: Role, request: Request) -> tuple[str, str] | None:
+def refusal(who: Role, verb: str, *, force: bool) -> tuple[str, str] | None:
     """Why this peer may not ask this, as (code, reason); None when it may."""
-    if who is Role.READER and request.do != "follow":
+    if who is Role.READER and verb != "follow":
         return "permission", "members of group holdfast only read: use sudo"
-    if who is not Role.OPERATOR and request.do in OPERATORS_ONLY:
-        return "operators-only", f"{request.do} is for a person: only root may ask it"
-    if who is not Role.OPERATOR and request.force:
+    if who is not Role.OPERATOR and verb in OPERATORS_ONLY:
+        return "operators-only", f"{verb} is for a person: only root may ask it"
+    if who is not Role.OPERATOR and force:
         return "operators-only", "force is for a person: only root may use it"
     return None

@@ -72,8 +72,8 @@ def refuse(host: Host, request_id: str, uid: int, tell: Callable[[Event], None],
         "needs_approval": decision.needs_approval,
     }
     tell(Event(id=request_id, seq=0, at=host.clock.now().wall, event="refused", data=data))
-    log.warning("refused uid %d: %s: %s", uid, decision.code, decision.reason)
-    ledger.refused(host, uid, decision.code, decision.reason, request_id)
+    if ledger.refused(host, uid, decision.code, decision.reason, request_id):
+        log.warning("refused uid %d: %s: %s", uid, decision.code, decision.reason)
 
 
 def preload() -> None:
