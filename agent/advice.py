@@ -103,5 +103,7 @@ class Adviser:
         return "it will be tried" if decision.allow else decision.reason
 
     def _command(self, runbook: Runbook, finding: Finding, decision: Decision) -> str:
+        if decision.code == "unknown-subject":
+            return f"holdfast explain {finding.id}"
         force = " --force" if decision.code in ("budget", "cooldown", "same-failure-twice", "incurable") else ""
         return f"sudo holdfast run {runbook.id} --subject {finding.subject}{force}"

@@ -8,7 +8,6 @@ exit. Modules of verbs import only what their signatures need; everything else w
 from __future__ import annotations
 
 import inspect
-import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
@@ -79,12 +78,12 @@ def with_json(function: Function) -> Callable[..., Any]:
         current().as_json = current().as_json or as_json
         return function(*args, **kwargs)
 
-    hints = typing.get_type_hints(function, include_extras=True)
-    signature = inspect.signature(function)
-    own = [p.replace(annotation=hints.get(p.name, p.annotation)) for p in signature.parameters.values()]
+    # Not typing.get_type_hints: Python 3.10's wraps what defaults to None in Optional, which hides typer's metadata.
+    signature = inspect.signature(function, eval_str=True)
+    own = list(signature.parameters.values())
     extra = inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=AsJson)
     command.__signature__ = signature.replace(parameters=[*own, extra])  # type: ignore[attr-defined]
-    command.__annotations__ = {**hints, "as_json": AsJson}
+    command.__annotations__ = {each.name: each.annotation for each in (*own, extra)}
     del command.__wrapped__  # or the signature would be read from the function again
     return command
 
