@@ -183,7 +183,9 @@ class Systemd:
         known = self.state()
         if known["ActiveState"] == "active":
             return
-        self.set(starts=known["starts"] + 1, InvocationID=f"{known['starts'] + 2:032x}", healthy=True)
+        self.set(
+            starts=known["starts"] + 1, InvocationID=f"{known['starts'] + 2:032x}", healthy=not known["stays_sick"]
+        )
         if known["broken"]:
             self.set(ActiveState="failed", SubState="failed", Result="exit-code", ExecMainStatus=127, MainPID=0)
         else:
@@ -293,7 +295,7 @@ class World:
         down = {"ActiveState": "failed", "SubState": "failed", "Result": "signal", "ExecMainStatus": 9, "MainPID": 0}
         self.systemd.set(
             **(up if active else down), InvocationID=f"{1:032x}", UnitFileState="enabled", Job="", healthy=healthy,
-            started=True, ignores_sigterm=False, unkillable=False, broken=False, starts=0, stops=[], log=[],
+            started=True, stays_sick=False, ignores_sigterm=False, unkillable=False, broken=False, starts=0, stops=[], log=[],
         )  # fmt: skip
 
     def write(self, name: str, text: str) -> None:

@@ -106,6 +106,29 @@ def test_a_unit_that_fails_again_ends_the_verification_early(world: World) -> No
     assert world.clock.ahead_s - before < 60
 
 
+def test_an_engine_that_dies_while_it_loads_ends_the_verification_early(world: World) -> None:
+    sleep = world.clock.sleep
+
+    def dies_in_the_meantime(seconds: float) -> None:
+        sleep(seconds)
+        if seconds >= 1.0:
+            world.systemd.set(ActiveState="failed", SubState="failed", Result="oom-kill", ExecMainStatus=9, MainPID=0)
+
+    world.systemd.set(stays_sick=True)
+    world.clock.sleep = dies_in_the_meantime  # type: ignore[method-assign]
+    before = world.clock.ahead_s
+    data = ended(world.ask(world.request()))
+    assert (data["outcome"], data["code"], data["signature"]) == ("failed", "verify-failed", "oom-kill-9")
+    assert world.clock.ahead_s - before < 60
+    assert world.systemd.state()["starts"] == 1
+
+
+def test_an_engine_that_never_generates_is_not_proven(world: World) -> None:
+    world.systemd.set(stays_sick=True)
+    data = ended(world.ask(world.request()))
+    assert (data["outcome"], data["code"]) == ("failed", "verify-timeout")
+
+
 def test_a_failed_start_is_not_tried_a_second_time_by_the_undo(world: World) -> None:
     world.systemd.set(broken=True)
     world.ask(world.request())
