@@ -295,7 +295,8 @@ class World:
         down = {"ActiveState": "failed", "SubState": "failed", "Result": "signal", "ExecMainStatus": 9, "MainPID": 0}
         self.systemd.set(
             **(up if active else down), InvocationID=f"{1:032x}", UnitFileState="enabled", Job="", healthy=healthy,
-            started=True, stays_sick=False, ignores_sigterm=False, unkillable=False, broken=False, starts=0, stops=[], log=[],
+            ignores_sigterm=False, unkillable=False, broken=False, starts=0, stops=[], log=[],
+            started=True, stays_sick=False,
         )  # fmt: skip
 
     def write(self, name: str, text: str) -> None:
