@@ -64,7 +64,7 @@ def plan(host: Host, target: Target, params: Any) -> Plan:
     return Plan((*steps, *_start(host, target, before, pids)), before)
 
 
-def undo(host: Host, target: Target, params: Any, before: Mapping[str, Json]) -> Plan:  # noqa: ARG001 - the contract
+def undo(host: Host, target: Target, params: Any, before: Mapping[str, Json]) -> Plan:
     """The right end of a cut-off restart is an engine that runs, unless an operator wants otherwise."""
     unit = str(before["unit"])
     state = systemd.unit_state(host, unit)

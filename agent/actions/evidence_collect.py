@@ -32,7 +32,7 @@ class EvidenceCollectParameters(Parameters):
     """The engine's name."""
 
 
-def plan(host: Host, target: Target, params: Any) -> Plan:  # noqa: ARG001 - the contract
+def plan(host: Host, target: Target, params: Any) -> Plan:
     """One reading per subject; nothing is changed."""
     unit = target.unit
     readings = [
