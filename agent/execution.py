@@ -20,7 +20,7 @@ from agent.errors import ConfigurationError, HoldfastError, HostError, Mistake
 from agent.host import Host, systemd
 from agent.ledger import Kind
 from agent.model import CheckResult, Json, Outcome, Status
-from agent.plugin import Action, Plan, Target
+from agent.plugin import Action, Noop, Plan, Target
 from agent.runbook import Runbook, Step, Verify
 from agent.steps import Performer, StepRefused, StopAsked, before_json, by_hand
 from agent.transcript import Transcript
@@ -309,10 +309,12 @@ def undone(work: Work, result: Result, begun: Sequence[Begun]) -> Result:
     """Undo the steps that began, last first, each planned from fresh facts. Never raises for what the machine does.
 
     A run whose undo changed something and came to its end is `undone`; where nothing had to be undone it stays what it
-    was, and where undo itself failed the summary says so. Raises StopAsked, unless the work is unstoppable.
+    was; where undo itself failed the summary says so. A cut-off run of which no step had changed anything gets the code
+    `untouched`. Raises StopAsked, unless the work is unstoppable.
     """
     changed: list[str] = []
     troubles: list[str] = []
+    touched = False
 
     def touch() -> None:
         changed.append("")
@@ -325,6 +327,7 @@ def undone(work: Work, result: Result, begun: Sequence[Begun]) -> Result:
         try:
             target = _target(work, action, each.parameters, f"step {each.step.name!r}")
             plan = action.undo(work.host, target, target.params, each.before)
+            touched = touched or not any(isinstance(step, Noop) and step.untouched for step in plan.steps)
             done = _performer(work, touch, each.index).perform(plan)
         except StopAsked:
             raise
@@ -340,4 +343,4 @@ def undone(work: Work, result: Result, begun: Sequence[Begun]) -> Result:
         return replace(result, summary="; ".join((result.summary, *troubles)))
     if changed and result.outcome in (Outcome.FAILED, Outcome.INTERRUPTED):
         return replace(result, outcome=Outcome.UNDONE)
-    return result
+    return replace(result, code="untouched") if result.outcome is Outcome.INTERRUPTED and not touched else result

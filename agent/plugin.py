@@ -279,9 +279,10 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class Noop:
-    """Nothing to do, for this reason."""
+    """Nothing to do, for this reason. `untouched`, in an undo: the step was cut off before it had changed anything."""
 
     reason: str
+    untouched: bool = False
 
 
 @dataclass(frozen=True, slots=True)

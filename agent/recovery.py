@@ -135,7 +135,7 @@ def _finish(work: Work, data: Mapping[str, Json], found: Sequence[Event]) -> Res
     resumes = whole or _spans_reboot(found)
     if not resumes:
         result = execution.undone(work, result, begun)
-    if verify is not None and (begun or resumes):
+    if verify is not None and (begun or resumes) and result.code != "untouched":
         try:
             proof = execution.verified(work, verify)
         except StopAsked:

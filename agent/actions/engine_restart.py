@@ -73,7 +73,7 @@ def undo(host: Host, target: Target, params: Any, before: Mapping[str, Json]) ->
     if _noted(host, unit).get("started") == before.get("mark"):
         return Plan((Noop(f"{unit} was started, and has ended again"),))
     if state.active_state == "active" and not state.job:
-        return Plan((Noop(f"{unit} was not stopped yet"),))
+        return Plan((Noop(f"{unit} was not stopped yet", untouched=True),))
     if state.active_state == "activating":
         return Plan((Noop(f"{unit} is starting"),))
     if _masked(state):
