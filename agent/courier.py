@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from agent.config import Config, HeartbeatSettings
 from agent.errors import FileTrouble, UsageError
@@ -31,7 +32,7 @@ class Courier:
     later: hands a function to the thread that owns the store.
     """
 
-    def __init__(self, host: Host, store: Store, config: Config, later: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(self, host: Host, store: Store, config: Config, later: Callable[[Callable[[], object]], None]) -> None:
         self.config = config
         self._host = host
         self._store = store
@@ -84,6 +85,7 @@ class Courier:
         for settings in chosen:
             delivery = outbox.attempt(self._host, chosen, Attempt(0, settings.name, alert, 1))
             answers.append({"name": settings.name, "state": str(delivery.state), "reason": delivery.reason})
+            self._later(partial(self._store.answered, settings.name, delivery, self._host.clock.now()))
         return answers
 
     def serve_again(self) -> None:

@@ -105,7 +105,7 @@ class Daemon:
     def __init__(self, host: Host, paths: Paths) -> None:
         self._host = host
         self._paths = paths
-        self._news: queue.SimpleQueue[Message | Callable[[], None]] = queue.SimpleQueue()
+        self._news: queue.SimpleQueue[Message | Callable[[], object]] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._reload = threading.Event()
         self._notify = sdnotify.SystemdNotifier()
@@ -165,7 +165,7 @@ class Daemon:
             if self._reload.is_set():
                 self._reload.clear()
                 self._reload_configuration()
-            news: Message | Callable[[], None] = Tick()
+            news: Message | Callable[[], object] = Tick()
             with contextlib.suppress(queue.Empty):
                 news = self._news.get(timeout=TICK_S)
             if callable(news):

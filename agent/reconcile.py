@@ -412,6 +412,7 @@ class Reconciler:
             id=run_id,
             runbook=advice.runbook,
             subject=incident.subject,
+            args={"incident": incident.id},  # an approval is bound to it
             because=f"{finding.id}: {finding.summary}"[:500],
         )
         self._apply(incidents, told, *machine.began(incident, run_id, advice.runbook, now, self._new_id))

@@ -269,6 +269,10 @@ class Store(ReadOnlyStore):
         """
         return self._database.write(lambda connection: mailbox.record(connection, row_id, delivery, now))
 
+    def answered(self, receiver: str, delivery: Delivery, now: Moment) -> ReceiverHealth | None:
+        """Write down how a receiver took what did not come from the outbox (a test page); returns as `record`."""
+        return self._database.write(lambda connection: mailbox.health_after(connection, receiver, delivery, now))
+
     def told_elsewhere(self, receivers: Iterable[str], key: str) -> None:
         """A trigger for this key reached these receivers without the outbox, so that a resolve must follow."""
         names = tuple(receivers)

@@ -114,7 +114,7 @@ def record(connection: Executes, row_id: int, delivery: Delivery, now: Moment) -
     )
     told = told_after(told_to(connection, row.receiver, row.key), row.alert.action, state, uncertain=uncertain)
     tell(connection, row.receiver, row.key, told)
-    return _health_after(connection, row.receiver, delivery, now)
+    return health_after(connection, row.receiver, delivery, now)
 
 
 def told_after(before: Told, action: str, state: RowState, *, uncertain: bool) -> Told:
@@ -148,7 +148,8 @@ def interrupted(connection: Executes) -> None:
     connection.execute("UPDATE outbox SET trying = 0, uncertain = 1, wait_s = 0 WHERE trying = 1")
 
 
-def _health_after(connection: Executes, name: str, delivery: Delivery, now: Moment) -> ReceiverHealth | None:
+def health_after(connection: Executes, name: str, delivery: Delivery, now: Moment) -> ReceiverHealth | None:
+    """A receiver's health after one more answer, when that changed it; None when it did not."""
     row = connection.execute("SELECT body FROM receivers WHERE name = ?", (name,)).fetchone()
     before = from_text(ReceiverHealth, row["body"]) if row else ReceiverHealth(name)
     if delivery.state is DeliveryState.SENT:

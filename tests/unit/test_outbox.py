@@ -75,9 +75,9 @@ class Pager:
 @pytest.fixture
 def pager(tmp_path: Path) -> Iterator[Pager]:
     clock = FakeClock()
-    store = open_store(tmp_path / "holdfast.db", clock)
-    yield Pager(store, clock, [receiver()])
-    store.close()
+    under_test = Pager(open_store(tmp_path / "holdfast.db", clock), clock, [receiver()])
+    yield under_test
+    under_test.store.close()  # the one it ended with: a test may have killed and opened it again
 
 
 def down(_: Attempt) -> Delivery:

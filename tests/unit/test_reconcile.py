@@ -237,7 +237,8 @@ def test_asking_pages_the_command_that_approves(scene: Scene) -> None:
     assert scene.kinds() == ["opened", "needs-approval"]
     assert scene.incident().command == f"sudo holdfast incident approve {scene.incident().id}"
     scene.decision = ALLOWED
-    assert [type(effect) for effect in scene.send(Tick(), after=1)] == [StartRun]
+    (asked,) = [effect for effect in scene.send(Tick(), after=1) if isinstance(effect, StartRun)]
+    assert asked.request.args == {"incident": scene.incident().id}
 
 
 def test_while_paused_it_is_told_quietly_and_acted_upon_afterwards(scene: Scene) -> None:
