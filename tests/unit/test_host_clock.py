@@ -1,8 +1,7 @@
 from __future__ import annotations
 
-from tests.support.fake_host import FakeHost
-
 from agent.host.clock import BOOT_ID, RealClock
+from tests.support.fake_host import FakeHost
 
 KERNELS = "c7b8bd3c-3795-4680-b36b-84f04566129e\n"
 SYSTEMDS = "f730653a0a17415f8cf6d089d6be86e2"
