@@ -59,13 +59,7 @@ def events(session: Session, request: Request) -> Iterator[Event]:
     """
     from agent import runs
 
-    host = session.host
-    try:
-        _connect(host, RUNNER_SOCKET, "sudo systemctl start holdfast-runner.socket").close()
-    except DaemonUnreachable:
-        if not session.root:
-            raise
-        host = replace(host, ipc=_Child())
+    host = replace(session.host, ipc=_Door(session.host, session.root))
     try:
         yield from runs.stream(host, request)
     except Unreachable as error:
@@ -75,10 +69,21 @@ def events(session: Session, request: Request) -> Iterator[Event]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Child:
-    """Connects to a runner of our own, whatever path is asked for."""
+class _Door:
+    """Connects to the runner's socket or, for root, to a runner of our own.
+
+    One connection, which carries the request: one that says nothing would be on record as a refused request.
+    """
+
+    host: Host
+    root: bool
 
     def connect(self, path: str, *, timeout_s: float) -> Any:  # noqa: ARG002 - the primitive's interface
+        try:
+            return _connect(self.host, path, "sudo systemctl start holdfast-runner.socket")
+        except DaemonUnreachable:
+            if not self.root:
+                raise
         from agent.host.spawn import runner
 
         return runner()

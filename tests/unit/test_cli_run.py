@@ -145,6 +145,17 @@ def test_a_runner_that_does_not_listen_is_69_for_who_is_not_root_to_start_one() 
     assert "do:    sudo systemctl start holdfast-runner.socket" in said.err
 
 
+def test_every_connection_to_the_runner_carries_a_request_because_an_empty_one_is_on_record_as_refused() -> None:
+    opened: list[Runner] = []
+
+    def door(_path: str) -> Runner:
+        opened.append(Runner([("paused", {})]))
+        return opened[-1]
+
+    assert holdfast("pause", "1h", "--reason", "driver change", host=with_runner(door)).code == 0
+    assert [len(each.asked) for each in opened] == [1]
+
+
 def test_root_starts_a_runner_of_its_own_where_none_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     import agent.host.spawn  # noqa: PLC0415 - replaced below
 
@@ -247,14 +258,14 @@ def test_what_the_daemon_refuses_is_told_in_its_words(tmp_path: Path) -> None:
 
 def test_an_approval_is_bound_to_the_plan_that_was_shown(tmp_path: Path) -> None:
     planned = {"plan": "f00d", "steps": [{"name": "Restart", "use": "engine.restart", "lines": ["systemctl stop x"]}]}
-    runners = [Runner([("planned", planned)]), Runner(()), Runner([("approved", {})]), Runner(())]
-    ends = iter([runners[1], runners[0], runners[3], runners[2]])
+    runners = [Runner([("planned", planned)]), Runner([("approved", {})])]
+    ends = iter(runners)
     host = box(tmp_path, incidents=[WEDGED])
     tree(tmp_path, FILES)
     host = replace(host, ipc=FakeHost.build(ipc={SOCKET: lambda _path: next(ends)}).ipc)
     said = holdfast("incident", "approve", "--because", "I looked", host=host)
     assert "systemctl stop x" in said.out
-    asked = runners[2].asked[0]
+    asked = runners[1].asked[0]
     assert asked["do"] == "approve"
     assert asked["args"] == {"incident": WEDGED.id, "plan": "f00d"}
     assert said.code == 3
