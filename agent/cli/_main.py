@@ -27,7 +27,7 @@ import agent.cli
 from agent.cli._result import Problem, Progress, Result, envelope, plain, problems
 from agent.cli._session import Session, current, enter
 from agent.cli._verb import AsJson, LazyGroup, Verb
-from agent.errors import HoldfastError, InternalError, UsageError
+from agent.errors import ConfigurationError, HoldfastError, InternalError, UsageError
 
 PROGRAM = "holdfast"
 INTERRUPTED = 130
@@ -203,8 +203,7 @@ def _print_error(error: HoldfastError, arguments: list[str], session: Session) -
         _print_envelope(kind, None, found, session)
     else:
         session.stdout.flush()
-        for problem in found:
-            session.stderr.write(_spoken(problem))
+        session.stderr.write(_mistakes(error) if isinstance(error, ConfigurationError) else _spoken(found[0]))
     return error.exit_code
 
 
@@ -222,6 +221,12 @@ def _spoken(problem: Problem) -> str:
     if problem.hint:
         lines.append(f"  do:    {problem.hint}")
     return "\n".join(lines) + "\n"
+
+
+def _mistakes(error: ConfigurationError) -> str:
+    """One line for each mistake, as `file: path: what is wrong (what is allowed)`; then what to do about them."""
+    lines = [f"{PROGRAM}: {mistake} [{error.code}]" for mistake in error.mistakes]
+    return "\n".join([*lines, *([f"  do:    {error.hint}"] if error.hint else [])]) + "\n"
 
 
 def _usage(error: TyperException) -> UsageError:

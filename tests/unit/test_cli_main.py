@@ -95,6 +95,16 @@ def test_all_mistakes_of_a_configuration_are_told_at_once(verb: Any) -> None:
     ]
 
 
+def test_each_mistake_of_a_configuration_is_one_line_and_the_hint_stands_once(verb: Any) -> None:
+    mistakes = [Mistake("a.toml", "x", "wrong", "1, 2"), Mistake("b.toml", "", "worse")]
+    verb(raising(ConfigurationError(mistakes, hint="correct these")))
+    assert holdfast("status").err == (
+        "holdfast: a.toml: x: wrong (allowed: 1, 2) [configuration]\n"
+        "holdfast: b.toml: worse [configuration]\n"
+        "  do:    correct these\n"
+    )
+
+
 def test_a_bug_shows_its_traceback_only_when_asked_for(verb: Any) -> None:
     verb(raising(ZeroDivisionError("a prompt could stand here")))
     quiet, loud = holdfast("status"), holdfast("status", environ={"HOLDFAST_DEBUG": "1"})
