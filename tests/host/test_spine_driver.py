@@ -143,5 +143,6 @@ def test_a_dead_engine_is_not_started_on_a_driver_that_no_new_process_can_use(ho
 
 def metrics(scene: Watched) -> str:
     """What the daemon says on its metrics port."""
-    script = "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:9835/metrics', timeout=10).read().decode())"
+    url = "http://127.0.0.1:9835/metrics"
+    script = f"import urllib.request; print(urllib.request.urlopen('{url}', timeout=10).read().decode())"
     return scene.host.run("python3", "-IS", "-c", script).stdout

@@ -133,7 +133,7 @@ def test_five_mistakes_are_five_messages_and_leave_the_running_daemon_unharmed(h
     assert "and 4 more mistakes" in page.message
     assert scene.host.main_pid("holdfast.service") == daemon
 
-    # It still watches with the old configuration. The runner acts on no configuration that is wrong, and the page says so.
+    # It still watches with the old configuration. The runner acts on none that is wrong, and the page says so.
     kill(scene.host, scene.engine.pid)
     scene.triggered("engine-dead", 30)
     told = scene.page(
