@@ -16,7 +16,7 @@ from types import FrameType
 
 from agent import access, config, logs, plugin
 from agent.access import Role
-from agent.errors import DaemonUnreachable, HoldfastError, HostError, StoreError, UsageError
+from agent.errors import DaemonUnreachable, HoldfastError, HostError, StoreError, Unreachable, UsageError
 from agent.host import Host, ipc
 from agent.host.ipc import Lines
 from agent.host.real import real_host
@@ -85,8 +85,10 @@ def answer(host: Host, connection: Lines) -> dict[str, Json]:
         question: Inspect = parse(Inspect, connection.receive(REQUEST_S, limit=MAX_REQUEST_BYTES) or b"")
         return {"v": 1, "check": question.check, "subject": question.subject, "observations": _observed(host, question)}
     except HoldfastError as error:
-        log.warning("uid %d: %s: %s", peer.uid, error.code, error.message)
-        return _wrong(error.code, error.message)
+        too_large = isinstance(error, Unreachable) and error.kind == "too-large"
+        code = "request-too-large" if too_large else error.code
+        log.warning("uid %d: %s: %s", peer.uid, code, error.message)
+        return _wrong(code, error.message)
     except Exception as error:  # noqa: BLE001 - its message may quote what an engine said
         log.warning("uid %d: the observation crashed: %s", peer.uid, type(error).__name__)
         return _wrong("crashed", f"the observation crashed: {type(error).__name__}")

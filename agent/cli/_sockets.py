@@ -54,14 +54,23 @@ def control(session: Session, do: str, arguments: dict[str, Json]) -> dict[str, 
 def events(session: Session, request: Request) -> Iterator[Event]:
     """The runner's answer to a request, event by event.
 
-    Where its socket does not answer and the caller is root, the runner is started as a child with the same protocol,
-    so that a repair is possible while systemd or the socket unit is what is broken.
+    Where its socket does not answer, or hangs up without a word (it is flooded), and the caller is root, the runner is
+    started as a child with the same protocol, so that a repair is possible while systemd or the socket is what is
+    broken. The id stays the same, so nothing is done twice.
     """
     from agent import runs
 
-    host = replace(session.host, ipc=_Door(session.host, session.root))
+    answered = False
     try:
-        yield from runs.stream(host, request)
+        try:
+            for event in runs.stream(replace(session.host, ipc=_Door(session.host)), request):
+                answered = True
+                yield event
+        except DaemonUnreachable:
+            if answered or not session.root:
+                raise
+        if not answered and session.root:
+            yield from runs.stream(replace(session.host, ipc=_OwnDoor()), request)
     except Unreachable as error:
         raise DaemonUnreachable(
             f"the runner does not go on: {error.message}", hint="holdfast status", where=request.id
@@ -70,20 +79,21 @@ def events(session: Session, request: Request) -> Iterator[Event]:
 
 @dataclass(frozen=True, slots=True)
 class _Door:
-    """Connects to the runner's socket or, for root, to a runner of our own.
+    """Connects to the runner's socket.
 
     One connection, which carries the request: one that says nothing would be on record as a refused request.
     """
 
     host: Host
-    root: bool
 
     def connect(self, path: str, *, timeout_s: float) -> Any:  # noqa: ARG002 - the primitive's interface
-        try:
-            return _connect(self.host, path, "sudo systemctl start holdfast-runner.socket")
-        except DaemonUnreachable:
-            if not self.root:
-                raise
+        return _connect(self.host, path, "sudo systemctl start holdfast-runner.socket")
+
+
+class _OwnDoor:
+    """Starts a runner of our own."""
+
+    def connect(self, path: str, *, timeout_s: float) -> Any:  # noqa: ARG002 - the primitive's interface
         from agent.host.spawn import runner
 
         return runner()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,26 +35,31 @@ class Place:
 
     fault: "killed" or "frozen", what the run is to repair. gate: the command of the run that is held. file: makes the
     engine's start or its loading wait while it exists. says: what the transcript says there. nvml: NVML hangs.
-    changed: whether the run has changed something by then.
+    killed, cut: the outcomes that follow when the runner is killed there, or the power is cut.
     """
 
     name: str
     fault: str
-    changed: bool
+    killed: tuple[str, ...] = ("succeeded",)
+    cut: tuple[str, ...] = ("succeeded",)
     gate: str = ""
     file: str = ""
     says: str = ""
     nvml: bool = False
 
 
+NOTHING = ("interrupted",)
+AGAIN = ("interrupted", "succeeded")
+"""Nothing was changed, and the fault is still there: the daemon asks for a second run."""
+
 PLACES = (
-    Place("evidence", "killed", False, gate="journalctl"),
-    Place("interlock", "killed", False, says='"step_started","data":{"step":1', nvml=True),
-    Place("before the stop", "frozen", False, gate="systemctl stop"),
-    Place("while it stops", "frozen", True, says="has no process left"),
-    Place("between stop and start", "frozen", True, gate="systemctl start"),
-    Place("while it starts", "killed", True, file="/run/bed-starting", says="has started or failed"),
-    Place("verify", "killed", True, file="/run/bed-loading", says='"event":"verifying"'),
+    Place("evidence", "killed", AGAIN, NOTHING, gate="journalctl"),
+    Place("interlock", "killed", AGAIN, NOTHING, says='"step_started","data":{"step":1', nvml=True),
+    Place("before the stop", "frozen", AGAIN, gate="systemctl stop"),
+    Place("while it stops", "frozen", says="has no process left"),
+    Place("between stop and start", "frozen", gate="systemctl start"),
+    Place("while it starts", "killed", file="/run/bed-starting", says="has started or failed"),
+    Place("verify", "killed", file="/run/bed-loading", says='"event":"verifying"'),
 )
 
 
@@ -169,9 +174,3 @@ def wait_until_over(scene: Watched, timeout: float = 180) -> None:
         return runs and all(each["phase"] == "resolved" for each in scene.incidents())
 
     scene.host.wait_for(over, timeout, "every run and incident to be over", every=0.5)
-
-
-def table(rows: list[tuple[str, ...]], say: Callable[[str], None]) -> None:
-    """Print rows as a table."""
-    for row in rows:
-        say(" | ".join(row))

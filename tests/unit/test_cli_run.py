@@ -166,6 +166,18 @@ def test_root_starts_a_runner_of_its_own_where_none_listens(monkeypatch: pytest.
     assert child.asked[0]["do"] == "run"
 
 
+def test_root_starts_a_runner_of_its_own_where_a_flooded_socket_hangs_up_without_a_word(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import agent.host.spawn  # noqa: PLC0415 - replaced below
+
+    flooded, child = Runner(()), Runner(GOOD)
+    monkeypatch.setattr(agent.host.spawn, "runner", lambda: child)
+    said = run("restart-engine", runner=flooded)
+    assert said.code == 0
+    assert child.asked == flooded.asked, "the same id, so that nothing is done twice"
+
+
 def test_following_something_that_is_no_run_is_a_usage_error() -> None:
     said = run("--follow", "nonsense", runner=Runner(GOOD))
     assert said.code == 64
