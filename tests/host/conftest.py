@@ -93,9 +93,10 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     report: Any = yield
     if report.when == "call" and report.failed:
         for booted in item.stash.get(_HOSTS, []):
-            try:
-                journal = booted.journal() if booted.running else "(not running)"
-            except (BedError, OSError, TimeoutError) as error:
-                journal = f"(no answer: {error})"
-            report.sections.append((f"journal of {booted.name}", "\n".join(journal.splitlines()[-JOURNAL_LINES:])))
+            for what, unit in (("journal", None), ("our own journal", "holdfast*")):
+                try:
+                    journal = booted.journal(unit) if booted.running else "(not running)"
+                except (BedError, OSError, TimeoutError) as error:
+                    journal = f"(no answer: {error})"
+                report.sections.append((f"{what} of {booted.name}", "\n".join(journal.splitlines()[-JOURNAL_LINES:])))
     return report
