@@ -196,8 +196,8 @@ def _spent(runbook: Decidable, subject: str, facts: DecisionFacts, now: Moment) 
     if ours:
         waited = now.since(ours[-1].ended_at or ours[-1].at)
         if waited < limits.cooldown_s:
-            left = limits.cooldown_s - waited
-            yield _no("cooldown", f"the last attempt was {waited:.0f} s ago; {left:.0f} s to wait", now.wall + left)
+            reason = f"the last attempt ended less than {limits.cooldown_s:g} s ago"  # the same words at every look
+            yield _no("cooldown", reason, now.wall + limits.cooldown_s - waited)
 
 
 def _not_permitted(runbook: Decidable, facts: DecisionFacts) -> Iterator[Decision]:

@@ -32,7 +32,8 @@ class Circumstances:
     confirm: how much evidence each finding needs. held: subjects with a run in flight. explained: keys whose
     explaining checks have answered since the suspicion. curable: keys that an allowed run may cure. paused: keys
     that no run may cure because a person has paused Holdfast or a planned change is open. prefix: the start of
-    every dedup key ("holdfast/1a2b3c4d").
+    every dedup key ("holdfast/1a2b3c4d"). unseen: keys whose checks cannot tell now, so that a finding which is not
+    there is not over. unwatched: subjects that are no longer configured.
     """
 
     confirm: Mapping[str, Confirm]
@@ -42,6 +43,8 @@ class Circumstances:
     paused: frozenset[Key]
     prefix: str
     new_id: NewId
+    unseen: frozenset[Key] = frozenset()
+    unwatched: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ def advance(
             after, ended = _absent(known, now, world)
             changed.append(after)
             if ended:
-                told.append(_transition(known, now, "resolved", _ending(known), world))
+                told.append(_transition(known, now, "resolved", _ending(known, world), world))
     return Advance(tuple(changed), tuple(told), tuple(awaiting))
 
 
@@ -109,6 +112,8 @@ def _absent(known: Incident, now: Moment, world: Circumstances) -> tuple[Inciden
     gone = known if known.gone_since else known.changed(gone_since=now)
     if known.phase is Phase.PENDING:
         return _resolved(gone, now), False
+    if (known.finding, known.subject) in world.unseen:
+        return known.changed(gone_since=None), False
     if now.since(gone.gone_since or now) >= _clear_s(known, world):
         return _resolved(gone, now), True
     return gone, False
@@ -166,16 +171,30 @@ def escalated(
 
 
 def waiting(
-    incident: Incident, why: str, command: str, not_before: float | None, approval: bool, now: Moment, new_id: NewId
+    incident: Incident, why: str, command: str, approval: bool, now: Moment, new_id: NewId
 ) -> tuple[Incident, Transition | None]:
-    """No run now, for this reason. Needing an approval is told; a mere wait is only recorded."""
+    """No run now, for this reason. Needing an approval is told; a mere wait is only recorded.
+
+    How long is not kept: the decision is made again at every step, so that a pause that ends early ends at once.
+    """
     if incident.decision == why:
-        return incident.changed(not_before=not_before), None
-    after = incident.changed(decision=why, command=command, not_before=not_before, changed_at=now)
+        return incident, None
+    after = incident.changed(decision=why, command=command, not_before=None, changed_at=now)
     if not approval:
         return after, None
     after = after.changed(urgency=incident.ceiling)
     return after, Transition(new_id(), incident.id, now.wall, "needs-approval", why)
+
+
+def must_wait(incident: Incident, now: Moment) -> bool:
+    """Whether the runner has asked for a wait that is not over.
+
+    Measured from the last change with the boot clock, so that a wall clock that is set cannot stretch it. After a
+    reboot everything is decided afresh: the runner is the law, and asking it too early costs nothing.
+    """
+    if incident.not_before is None or now.boot_id != incident.changed_at.boot_id:
+        return False
+    return now.since(incident.changed_at) < incident.not_before - incident.changed_at.wall
 
 
 def acknowledged(incident: Incident, who: str, now: Moment, new_id: NewId) -> tuple[Incident, Transition]:
@@ -270,7 +289,9 @@ def _resolved(incident: Incident, now: Moment) -> Incident:
     return incident.changed(phase=Phase.RESOLVED, changed_at=now)
 
 
-def _ending(incident: Incident) -> str:
+def _ending(incident: Incident, world: Circumstances) -> str:
+    if incident.subject in world.unwatched:
+        return "it is not watched any more"
     return incident.tried[-1] if incident.tried else "it is over"
 
 

@@ -45,7 +45,7 @@ SAVE_S = 10.0
 ON_DEMAND_S = 60.0
 """The answer of a check that is only asked on demand says nothing about now after this long."""
 SETTLE_S = 10.0
-"""How long fresh results about a subject are awaited when a run on it has ended."""
+"""How long fresh results about a subject are awaited when a run on it has ended, or when the daemon begins."""
 
 
 # --- what happened --------------------------------------------------------------------------------------------
@@ -161,9 +161,9 @@ class _Suspicion:
 
 @dataclass
 class _Settling:
-    """A run has ended on this subject: nothing is concluded before its checks have answered afresh."""
+    """A run on this subject, or our absence, has ended: nothing is concluded before its checks have answered afresh."""
 
-    ended_at: Moment
+    since: Moment
     waits_for: frozenset[tuple[str, str]]
 
 
@@ -183,6 +183,7 @@ class Reconciler:
         self.config = config
         self.store = store
         self.results: dict[tuple[str, str], CheckResult] = dict(store.load_results())
+        self._forget_unwatched()
         self.incidents: dict[machine.Key, Incident] = {}
         for each in store.load_incidents(open_only=False, limit=200):
             self.incidents[(each.finding, each.subject)] = each
@@ -196,12 +197,15 @@ class Reconciler:
         self._stored: dict[str, Incident] = {}
         self._unsaved: dict[tuple[str, str], CheckResult] = {}
         self._saved_at: Moment | None = None
+        self._begun = False
 
     def handle(self, message: Message, now: Moment) -> list[Effect]:
         """Take in what happened, then move every incident one step. Returns what must be done."""
         incidents: list[Incident] = []
         told: list[tuple[Incident, Transition]] = []
         effects: list[Effect] = []
+        if not self._begun:
+            self._begin(now)
         if isinstance(message, ResultArrived):
             self._arrived(message.result)
         elif isinstance(message, SelfReported):
@@ -222,16 +226,30 @@ class Reconciler:
         self._unsaved.clear()
         self._saved_at = now
 
-    def recommit(self) -> None:
-        """Write every open incident again: the memory was started anew under us."""
+    def recommit(self, now: Moment) -> None:
+        """Write every open incident again and tell it again: the memory was started anew under us.
+
+        What waited in its outbox is lost with it; a page that is told twice has the same key.
+        """
         self._stored.clear()
         self.store.commit([each for each in self.incidents.values() if each.opened_at is not None])
+        words = "told again: Holdfast's memory had to be started anew"
+        again = [
+            (each, Transition(self._new_id(), each.id, now.wall, "updated", words)) for each in self.open_incidents()
+        ]
+        self._commit([], again)
 
     def open_incidents(self) -> list[Incident]:
         """Every incident that has been told and is not over."""
         return [each for each in self.incidents.values() if each.phase not in (Phase.PENDING, Phase.RESOLVED)]
 
     # what happened
+
+    def _begin(self, now: Moment) -> None:
+        """What was seen before this start is memory, not evidence: nothing rests on it before a fresh look."""
+        self._begun = True
+        for subject in {about for _, about in self.results}:
+            self._settle(subject, now)
 
     def _arrived(self, result: CheckResult) -> None:
         known = self.results.get((result.check, result.subject))
@@ -283,15 +301,21 @@ class Reconciler:
 
     def _reconfigure(self, config: Config) -> None:
         self.config = config
-        wanted = {(check.id, target.subject) for check, target in config.targets()}
+        self._forget_unwatched()
+
+    def _forget_unwatched(self) -> None:
+        """Results of what is not configured (any more) say nothing, here and after the next start."""
+        wanted = {(check.id, target.subject) for check, target in self.config.targets()}
         for key in [key for key in self.results if key not in wanted and key[0] not in SELF_CHECKS]:
             del self.results[key]
+        self.store.keep_results(wanted)
 
     # one step
 
     def _step(self, now: Moment, incidents: list[Incident], told: list[tuple[Incident, Transition]]) -> list[Effect]:
         effects: list[Effect] = []
         self._forget_stale(now)
+        self._settled(now)
         findings = diagnose(plugin.rules(), Results(self.results), now)
         present = {finding.key: finding for finding in findings}
         advice = {f.key: self._advise(f, now) for f in findings if not f.quiet and not f.over}
@@ -325,22 +349,37 @@ class Reconciler:
         confirm["rule-failed"] = EVENT
         return machine.Circumstances(
             confirm=confirm,
-            held=self._held(now),
+            held=self._held(),
             explained=frozenset(key for key in present if self._explained(present[key], now)),
             curable=frozenset(key for key, each in advice.items() if each.runbook and each.decision.allow),
             paused=frozenset(key for key, each in advice.items() if each.decision.code in HANDS_OFF),
             prefix=self._prefix,
             new_id=self._new_id,
+            unseen=frozenset(key for key in self.incidents if key not in present and self._unseen(*key)),
+            unwatched=frozenset(each.subject for each in self.incidents.values()) - set(self.config.subjects()),
         )
 
-    def _held(self, now: Moment) -> frozenset[str]:
-        """Subjects with a run in flight, or whose checks have not all answered since one ended."""
-        for subject, settling in list(self._settling.items()):
-            fresh = all(self._newer(key, settling.ended_at) for key in settling.waits_for)
-            if fresh or now.since(settling.ended_at) >= SETTLE_S:
-                del self._settling[subject]
+    def _unseen(self, finding: str, subject: str) -> bool:
+        """Whether a check that this cause rests on cannot tell now: then its absence proves nothing."""
+        rule = plugin.rules().get(finding)
+        seen = [self.results.get((check, subject)) for check in rule.reads] if rule is not None else []
+        return any(result is not None and result.status is Status.UNKNOWN for result in seen)
+
+    def _held(self) -> frozenset[str]:
+        """Subjects with a run in flight, or whose checks have not all answered since one ended or since we began."""
         acting = {each.subject for each in self.incidents.values() if each.phase is Phase.ACTING}
         return frozenset(acting | set(self._settling))
+
+    def _settled(self, now: Moment) -> None:
+        """Subjects whose checks have answered are free again. An answer that does not come is none: UNKNOWN."""
+        for subject, settling in list(self._settling.items()):
+            late = [key for key in settling.waits_for if not self._newer(key, settling.since)]
+            if late and now.since(settling.since) < SETTLE_S:
+                continue
+            del self._settling[subject]
+            for key in late:
+                why = f"has not answered for {now.since(settling.since):.0f} s"
+                self.results[key] = unknown(*key, why, settling.since, now)
 
     def _newer(self, key: tuple[str, str], than: Moment) -> bool:
         result = self.results.get(key)
@@ -386,9 +425,9 @@ class Reconciler:
         told: list[tuple[Incident, Transition]],
     ) -> list[Effect]:
         """Decide about one open incident: run, wait, ask, or hand over to a person."""
-        if incident is None or advice is None or incident.phase is not Phase.OPEN or finding.subject in self._held(now):
+        if incident is None or advice is None or incident.phase is not Phase.OPEN or finding.subject in self._held():
             return []
-        if incident.not_before is not None and now.wall < incident.not_before:
+        if machine.must_wait(incident, now):
             return []
         decision = advice.decision
         if advice.runbook is None or decision.code in FOR_A_PERSON:
@@ -401,9 +440,7 @@ class Reconciler:
         if not decision.allow:
             asks = decision.code == "needs-approval"
             command = f"sudo holdfast incident approve {incident.id}" if asks else advice.command
-            after, transition = machine.waiting(
-                incident, decision.reason, command, decision.not_before, asks, now, self._new_id
-            )
+            after, transition = machine.waiting(incident, decision.reason, command, asks, now, self._new_id)
             self._apply(incidents, told, after if after != incident else None, transition)
             return []
         run_id = self._new_id()

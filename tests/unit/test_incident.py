@@ -201,10 +201,10 @@ def test_a_refusal_for_the_same_reason_is_told_once() -> None:
 
 def test_needing_an_approval_is_told_once() -> None:
     incidents, _ = play([(0, [WEDGED])])
-    first, told = machine.waiting(incidents[WEDGED.key], "needs a yes", "sudo …", None, True, at(1), world().new_id)
+    first, told = machine.waiting(incidents[WEDGED.key], "needs a yes", "sudo …", True, at(1), world().new_id)
     assert told is not None
     assert told.kind == "needs-approval"
-    assert machine.waiting(first, "needs a yes", "sudo …", None, True, at(2), world().new_id)[1] is None
+    assert machine.waiting(first, "needs a yes", "sudo …", True, at(2), world().new_id)[1] is None
 
 
 @given(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from agent.reconcile import (
     Acknowledged,
     Advice,
     CheckNow,
+    ConfigurationChanged,
     Effect,
     Message,
     Reconciler,
@@ -52,9 +54,10 @@ class Clock:
 
     def __init__(self) -> None:
         self.at = 0.0
+        self.stepped_s = 0.0
 
     def now(self) -> Moment:
-        return Moment(1_800_000_000.0 + self.at, 50.0 + self.at, "boot-1")
+        return Moment(1_800_000_000.0 + self.at + self.stepped_s, 50.0 + self.at, "boot-1")
 
     def sleep(self, seconds: float) -> None:
         self.at += seconds
@@ -80,10 +83,10 @@ class Scene:
         self._ids = itertools.count(1)
         self.loop = self.fresh()
 
-    def fresh(self) -> Reconciler:
+    def fresh(self, config: Config | None = None) -> Reconciler:
         """A reconciler as after a restart of the daemon."""
         return Reconciler(
-            configuration(),
+            config or configuration(),
             self.store,
             advise=self._advise,
             enqueue=self._enqueue,
@@ -251,13 +254,100 @@ def test_while_paused_it_is_told_quietly_and_acted_upon_afterwards(scene: Scene)
     assert [type(effect) for effect in effects] == [StartRun]
 
 
-def test_a_wait_that_the_runner_asked_for_is_obeyed(scene: Scene) -> None:
-    scene.decision = Decision(False, "cooling down", "cooldown", not_before=scene.clock.now().wall + 100)
+def test_resuming_counts_at_once_and_not_when_the_pause_would_have_ended(scene: Scene) -> None:
+    scene.decision = Decision(False, "paused", "paused", not_before=scene.clock.now().wall + 7200)
     scene.result("engine.unit", Verdict.DEAD)
     scene.explain()
     scene.decision = ALLOWED
+    assert [type(effect) for effect in scene.send(Tick(), after=1)] == [StartRun]
+
+
+def test_a_wait_that_the_runner_asked_for_is_obeyed(scene: Scene) -> None:
+    request = open_incident(scene)
+    refused_for_100_s(scene, request)
     assert scene.send(Tick(), after=50) == []
     assert [type(effect) for effect in scene.send(Tick(), after=60)] == [StartRun]
+
+
+def test_a_wall_clock_that_was_set_back_does_not_stretch_a_wait(scene: Scene) -> None:
+    refused_for_100_s(scene, open_incident(scene))
+    scene.clock.stepped_s = -86400.0
+    assert [type(effect) for effect in scene.send(Tick(), after=110)] == [StartRun]
+
+
+def refused_for_100_s(scene: Scene, request: Request) -> None:
+    no = Decision(False, "busy", "unit-busy", not_before=scene.clock.now().wall + 100)
+    run = Run(request.id, "restart-engine", CHAT, "", 0.0, 1.0, Outcome.REFUSED, "busy")
+    scene.send(RunReported(request.id, run, no))
+    for check in ("engine.alive", "engine.progress", "engine.unit"):
+        scene.result(check, Verdict.DEAD, after=0.1)
+
+
+def test_a_look_that_cannot_tell_resolves_nothing(scene: Scene) -> None:
+    scene.decision = Decision(False, "autonomy is observe", "autonomy-observe")
+    scene.result("engine.unit", Verdict.DEAD)
+    scene.explain()
+    scene.result("engine.progress", Verdict.UNKNOWN, after=5)
+    scene.result("engine.unit", Verdict.UNKNOWN, after=5)
+    scene.send(Tick(), after=60)
+    assert "resolved" not in scene.kinds(), "cannot tell is never OK"
+    scene.result("engine.progress", Verdict.READY, after=5)
+    assert "resolved" not in scene.kinds()
+    scene.result("engine.unit", Verdict.READY, after=5)
+    assert scene.kinds()[-1] == "resolved"
+
+
+def test_what_was_seen_before_a_restart_is_not_acted_upon(scene: Scene) -> None:
+    scene.decision = Decision(False, "autonomy is observe", "autonomy-observe")
+    scene.result("engine.unit", Verdict.DEAD)
+    scene.explain()
+    scene.loop = scene.fresh()
+    scene.decision = ALLOWED
+    assert scene.send(Tick(), after=3600) == []
+    for check in ("engine.alive", "engine.progress"):
+        assert scene.result(check, Verdict.READY, after=0.1) == []
+    assert "resolved" not in scene.kinds()
+    assert scene.result("engine.unit", Verdict.READY, after=0.1) == []
+    assert scene.kinds()[-1] == "resolved"
+
+
+def test_a_check_that_is_silent_after_a_restart_counts_as_unknown(scene: Scene) -> None:
+    scene.decision = Decision(False, "autonomy is observe", "autonomy-observe")
+    scene.result("engine.unit", Verdict.DEAD)
+    scene.explain()
+    scene.loop = scene.fresh()
+    scene.decision = ALLOWED
+    scene.send(Tick(), after=3600)
+    assert scene.send(Tick(), after=60) == []
+    assert scene.loop.results[("engine.unit", CHAT)].status is Status.UNKNOWN
+    assert "resolved" not in scene.kinds()
+
+
+def test_an_engine_that_is_no_longer_configured_leaves_nothing_open(scene: Scene) -> None:
+    scene.decision = Decision(False, "autonomy is observe", "autonomy-observe")
+    scene.result("engine.unit", Verdict.DEAD)
+    scene.explain()
+    scene.send(ConfigurationChanged(replace(scene.loop.config, engines=())), after=1)
+    assert scene.kinds()[-1] == "resolved"
+    assert scene.store.transitions(scene.incident().id)[-1].text == "it is not watched any more"
+
+
+def test_an_engine_that_was_removed_while_the_daemon_was_down_leaves_nothing_open(scene: Scene) -> None:
+    scene.decision = Decision(False, "autonomy is observe", "autonomy-observe")
+    scene.result("engine.unit", Verdict.DEAD)
+    scene.explain()
+    scene.loop = scene.fresh(replace(scene.loop.config, engines=()))
+    scene.send(Tick(), after=60)
+    assert scene.kinds()[-1] == "resolved"
+    assert not [subject for _, subject in scene.store.load_results() if subject == CHAT]
+
+
+def test_a_memory_that_was_started_anew_is_told_what_is_open(scene: Scene) -> None:
+    scene.decision = Decision(False, "autonomy is observe", "autonomy-observe")
+    scene.result("engine.unit", Verdict.DEAD)
+    scene.explain()
+    scene.loop.recommit(scene.clock.now())
+    assert scene.kinds() == ["opened", "updated"], "pages that waited in the lost memory are told again"
 
 
 def test_a_daemon_that_was_killed_during_a_run_asks_for_its_outcome_and_starts_nothing_twice(scene: Scene) -> None:
