@@ -7,23 +7,25 @@ import shlex
 from pathlib import Path
 
 import pytest
+from typer.exceptions import TyperException
 
 from agent.cli._main import tree
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md"]
-COMMAND = re.compile(r"(?:^ {4}(?:\$ )?|`|&& )(?:sudo )?holdfast ([a-z][^`\n]*?)(?= {2,}|`|$| &&| *#)", re.MULTILINE)
+COMMAND = re.compile(r"(^ {4}(?:\$ )?|`|&& )(?:sudo )?holdfast ([a-z][^`\n]*?)(?= {2,}|`|$| &&| *#)", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
 
-def commands() -> list[tuple[str, str]]:
-    """Every command of ours that a page shows, with the page."""
+def commands() -> list[tuple[str, str, bool]]:
+    """Every command of ours that a page shows: the page, the command, whether it only names a verb in a sentence."""
     found = []
     for page in PAGES:
         if page.parent.name == "reference":  # generated from the parser itself
             continue
         text = page.read_text(encoding="utf-8").replace("\\|", "|")
-        found += [(str(page.relative_to(ROOT)), command.strip()) for command in COMMAND.findall(text)]
+        name = str(page.relative_to(ROOT))
+        found += [(name, command.strip(), before == "`") for before, command in COMMAND.findall(text)]
     return found
 
 
@@ -41,9 +43,13 @@ def parse(command: str) -> None:
         parser.make_context(name, list(words))
 
 
-@pytest.mark.parametrize(("page", "command"), commands())
-def test_a_command_that_a_page_shows_is_understood(page: str, command: str) -> None:
-    parse(command)
+@pytest.mark.parametrize(("page", "command", "in_a_sentence"), commands())
+def test_a_command_that_a_page_shows_is_understood(page: str, command: str, in_a_sentence: bool) -> None:
+    try:
+        parse(command)
+    except TyperException as error:
+        if not (in_a_sentence and "Missing" in str(error)):
+            raise
 
 
 @pytest.mark.parametrize("command", ["reboot", "incident forget", "status --nope", "pause", "audit show 1 2"])
