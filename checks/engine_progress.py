@@ -177,6 +177,8 @@ def observe(host: Host, target: Target, before: Observed | None) -> Iterable[Obs
     look = Look(at, sample, carried is None, unit, ran.get(watched.pid) if watched else None)
     if sample.unanswered or sample.pending or not sample.answered:
         look = replace(look, excuse=_excuse(host, target, unit, past, at))
+        if watched is not None and watched.runnable and look.ran is False and not look.excuse[0]:
+            look = replace(look, excuse=("cpu", "its inference thread is ready to run and gets no CPU"))
     memory = remember(past, look)
     yield from _about_answer(sample)
     yield from _about_unit(host, unit, before)

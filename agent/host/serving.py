@@ -33,13 +33,15 @@ Reading = tuple[int, int, int, int, int]
 class Process:
     """One process that serves, and how its threads stood. `started_s` is on the boot clock.
 
-    words: its arguments, and what stands behind their equals signs; not to be stored.
+    words: its arguments, and what stands behind their equals signs; not to be stored. runnable: whether one of those
+        threads is on a CPU or waits for one; one that is and gets nowhere is not let run, by a quota or by its rivals.
     """
 
     pid: int
     started_s: float
     words: frozenset[str]
     threads: tuple[Reading, ...]
+    runnable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +138,12 @@ def _process(host: Host, pid: int, only_main: bool) -> tuple[str, Process | None
         name = argv[0].rsplit("/", 1)[-1] if argv else ""
         if not name or name in _WRAPPERS or name in _DEBUGGERS:
             return name, None
+        threads = process.threads(host, pid, only_main)
         readings = tuple(
-            (each.tid, each.cpu_ns, each.major_faults, each.voluntary_switches, each.blkio_ticks)
-            for each in process.threads(host, pid, only_main)
+            (each.tid, each.cpu_ns, each.major_faults, each.voluntary_switches, each.blkio_ticks) for each in threads
         )
         words = frozenset(argv) | {word.split("=", 1)[1] for word in argv if "=" in word}
-        return name, Process(pid, process.started_boot_s(host, pid), words, readings)
+        runnable = any(each.state == "R" for each in threads)
+        return name, Process(pid, process.started_boot_s(host, pid), words, readings, runnable)
     except FileTrouble:
         return "", None  # it ended while we looked
