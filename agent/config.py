@@ -17,7 +17,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from agent import plugin
 from agent.errors import ConfigurationError, FileTrouble, Mistake
-from agent.host import Files
+from agent.host import Files, ownership
+from agent.host.process import redact_argv
 from agent.model import Autonomy
 from agent.plugin import Check, EngineSettings, Parameters, ReceiverSettings, Target
 
@@ -146,7 +147,7 @@ def load(
     mistakes: list[Mistake] = []
     merged = _Merged(mistakes)
     digest = hashlib.sha256()
-    for name in _file_names(files, path, directory):
+    for name in _file_names(files, path, directory, mistakes):
         text = _read(files, name, mistakes, owner)
         if text is None:
             continue
@@ -161,28 +162,28 @@ def load(
     return config
 
 
-def _file_names(files: Files, path: str, directory: str) -> list[str]:
-    names = [path] if files.exists(path) else []
-    if files.exists(directory):
-        names += [f"{directory}/{name}" for name in files.listdir(directory) if name.endswith(".toml")]
+def _file_names(files: Files, path: str, directory: str, mistakes: list[Mistake]) -> list[str]:
+    names: list[str] = []
+    for place in (path, directory):
+        try:
+            if place == path:
+                names += [path] if files.exists(path) else []
+            elif files.exists(directory):
+                names += [f"{directory}/{name}" for name in files.listdir(directory) if name.endswith(".toml")]
+        except FileTrouble as error:  # a directory on the way that we may not enter
+            mistakes.append(Mistake(place, "", error.message))
     return names
 
 
 def _read(files: Files, name: str, mistakes: list[Mistake], owner: int | None) -> str | None:
     try:
-        if owner is not None:
-            stat = files.stat(name)
-            if stat.uid not in (0, owner) or stat.mode & 0o022:
-                mistakes.append(
-                    Mistake(
-                        name, "", "others than root can write it, so the runner refuses it", "chown root; chmod go-w"
-                    )
-                )
-                return None
-        return files.read_text(name)
+        wrong = ownership.mistake(files, name, owner) if owner is not None else None
+        if wrong is None:
+            return files.read_text(name)
     except FileTrouble as error:
-        mistakes.append(Mistake(name, "", error.message))
-        return None
+        wrong = Mistake(name, "", error.message)
+    mistakes.append(wrong)
+    return None
 
 
 class _Merged:
@@ -247,6 +248,7 @@ def _validate(merged: _Merged, mistakes: list[Mistake], digest: str, path: str) 
     engines = reader.plugins("engine", {kind: engine.settings for kind, engine in plugin.engines().items()})
     receivers = reader.plugins("receiver", {kind: receiver.settings for kind, receiver in plugin.receivers().items()})
     checks = reader.checks()
+    _one_unit_each(reader, engines)
     return Config(
         autonomy=tables["autonomy"] or AutonomySettings(),
         daemon=tables["daemon"] or DaemonSettings(),
@@ -259,6 +261,17 @@ def _validate(merged: _Merged, mistakes: list[Mistake], digest: str, path: str) 
     )
 
 
+def _one_unit_each(reader: _Reader, engines: tuple[EngineSettings, ...]) -> None:
+    """Two engines in one unit would be restarted behind each other's back: locks and budgets are per engine."""
+    owners: dict[str, str] = {}
+    for engine in engines:
+        first = owners.setdefault(engine.unit or "", engine.name)
+        if engine.unit is not None and first != engine.name:
+            reader.wrong(
+                reader.place("engine", engine.name, "unit"), f"{engine.unit!r} is already the unit of {first!r}"
+            )
+
+
 class _Reader:
     """Validates parts of the merged document and collects every mistake with its file and path."""
 
@@ -269,6 +282,11 @@ class _Reader:
 
     def wrong(self, path: tuple[str | int, ...], wrong: str, allowed: str = "") -> None:
         self._mistakes.append(Mistake(self._merged.origin(path, self._default), _spell(path), wrong, allowed))
+
+    def place(self, table: str, name: str, key: str) -> tuple[str | int, ...]:
+        """Where a key of the `[[table]]` with this name stands."""
+        named = [each.get("name") if isinstance(each, dict) else None for each in self._merged.document.get(table, [])]
+        return (table, named.index(name), key)
 
     def table(self, name: str, model: type[BaseModel]) -> Any:
         value = self._merged.document.get(name)
@@ -343,10 +361,7 @@ class _Reader:
         elif each["type"] == "missing":
             self.wrong(here, "missing")
         else:
-            shown = (
-                each["input"] if isinstance(each["input"], (str, int, float, bool)) else type(each["input"]).__name__
-            )
-            self.wrong(here, f"{shown!r}: {each['msg']}", "" if allowed in each["msg"] else allowed)
+            self.wrong(here, f"{_shown(path, each['input'])}: {each['msg']}", "" if allowed in each["msg"] else allowed)
 
 
 class _CheckFrame(Parameters):
@@ -354,6 +369,18 @@ class _CheckFrame(Parameters):
 
     every_s: float | None = Field(default=None, gt=0, le=86400)
     enabled: bool = True
+
+
+_HUSH = ("receiver", "heartbeat")
+"""Tables whose texts are not repeated in a mistake: a webhook's address is its secret, and mistakes are paged."""
+_SHOWN_LENGTH = 80
+
+
+def _shown(path: tuple[str | int, ...], value: object) -> str:
+    """A wrong value as it may be told: no secret, no page-long text."""
+    if not isinstance(value, (str, int, float, bool)) or (isinstance(value, str) and path[0] in _HUSH):
+        return f"{type(value).__name__} given"
+    return repr(" ".join(redact_argv(str(value).split(" ")))[:_SHOWN_LENGTH] if isinstance(value, str) else value)
 
 
 def _near(word: object, known: Mapping[str, Any] | tuple[str, ...] | list[str]) -> str:

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from agent import plugin, template
 from agent.decide import Limits
 from agent.errors import ConfigurationError, FileTrouble, Mistake
-from agent.host import Files
+from agent.host import Files, ownership
 from agent.model import Json, Risk
 from agent.plugin import Action
 from agent.runbook_schema import Input, RunbookModel, StepModel, input_model, nearest
@@ -226,17 +226,9 @@ def _load_one(files: Files, name: str, owner: int | None, known: Catalogue, mist
 
 
 def _refused(files: Files, name: str, owner: int | None, mistakes: list[Mistake]) -> bool:
-    if owner is None:
-        return False
-    stat = files.stat(name)
-    if stat.is_link:
-        mistakes.append(Mistake(name, "", "is a symbolic link, so the runner refuses it", "a plain file"))
-        return True
-    if stat.uid not in (0, owner) or stat.mode & 0o022:
-        wrong = "others than root can write it, so the runner refuses it"
-        mistakes.append(Mistake(name, "", wrong, "chown root; chmod go-w"))
-        return True
-    return False
+    wrong = ownership.mistake(files, name, owner) if owner is not None else None
+    mistakes += [wrong] if wrong is not None else []
+    return wrong is not None
 
 
 class _StrictLoader(yaml.SafeLoader):
