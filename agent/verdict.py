@@ -218,7 +218,7 @@ def _failing(now: Observed) -> tuple[Verdict, str]:
 def _from_canary(now: Observed) -> tuple[Verdict, str]:
     """What a request for one token showed."""
     if int(now.value("canary.tokens") or 0) >= 1:
-        return Verdict.READY, f"generated a token in {float(now.value('canary.duration_s') or 0.0):.2f} s"
+        return Verdict.READY, f"generated a token in {float(now.value('canary.duration_s') or 0.0):.2g} s"
     if now.value("tokens_flow"):
         return Verdict.BUSY, "no free slot for a token of ours, but tokens flow to its users"
     state = now.value("answer.state")

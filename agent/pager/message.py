@@ -186,7 +186,7 @@ def _body(incident: Incident, transition: Transition, origin: Origin) -> str:
         ("Now: ", now, 120),
         ("Evidence: ", incident.evidence, 160),
         ("Tried: ", "; ".join(incident.tried[-3:]) or "nothing yet", 160),
-        ("Left: ", incident.left or _LEFT.get(incident.phase, ""), 120),
+        ("Left: ", incident.left or _left(incident, origin), 120),
         ("Why not: ", incident.decision if incident.decision != now else "", 120),
         ("Also: ", ", ".join(incident.folded), 60),
     ]
@@ -202,6 +202,13 @@ def _body(incident: Incident, transition: Transition, origin: Origin) -> str:
         lines += written
         room -= needed
     return "\n".join([*lines, f"Type: {command}"])
+
+
+def _left(incident: Incident, origin: Origin) -> str:
+    """What remains when nobody has said so: in words, and when it is tried again."""
+    if incident.phase is Phase.OPEN and incident.not_before is not None:
+        return f"it is decided again at {since_words(incident.not_before, origin)}"
+    return _LEFT.get(incident.phase, "")
 
 
 def _command(incident: Incident) -> str:

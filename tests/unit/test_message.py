@@ -55,6 +55,12 @@ def test_a_page_says_cause_since_when_evidence_what_was_tried_what_is_left_and_w
     )  # fmt: skip
 
 
+def test_a_page_about_a_wait_says_until_when() -> None:
+    waiting = an_incident(left="", not_before=NOW.wall + 300)
+    page = alerts(waiting, Transition("01T", "01I", NOW.wall, "opened", waiting.summary), ORIGIN)[0]
+    assert "Left: it is decided again at Fri 15 Jan 09:05 CET (08:05 UTC)" in page.body.replace("\n", " ")
+
+
 def test_each_transition_rings_where_it_must() -> None:
     loud = {"urgency": Urgency.CRITICAL}
     assert told("opened") == [("trigger", "", "warning")]
