@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from agent import ledger, plugin
 from agent.config import Config
 from agent.decide import Caller, DecisionFacts, UnitFacts, decide
-from agent.errors import HoldfastError
+from agent.errors import FileTrouble
 from agent.host import Host
 from agent.model import CheckResult, Decision, Finding, Moment
 from agent.reconcile import Advice
@@ -23,7 +23,7 @@ BUSY_STATES = ("activating", "deactivating", "reloading")
 class Adviser:
     """Answers for every finding. It reads the ledger again only when the file has changed.
 
-    results: the reconciler's latest results.
+    results: the reconciler's latest results. unreadable: why the ledger cannot be read, "" while it can.
     """
 
     def __init__(
@@ -35,21 +35,24 @@ class Adviser:
     ) -> None:
         self.config = config
         self.runbooks = runbooks
+        self.unreadable = ""
         self._host = host
         self._results = results
         self._records: tuple[ledger.Record, ...] = ()
         self._seen: tuple[int, int, float] | None = None
 
     def records(self) -> tuple[ledger.Record, ...]:
-        """The ledger's records; what cannot be read is empty, and the runner will say so when asked."""
+        """The ledger's records; what cannot be read is empty, and `unreadable` says why."""
         try:
             stat = self._host.files.stat(ledger.FILE)
-        except HoldfastError:
+            seen = (stat.inode, stat.size, stat.mtime)
+            if seen != self._seen:
+                self._records = ledger.read(self._host).records
+                self._seen = seen
+        except FileTrouble as error:
+            self.unreadable = "" if error.kind == "missing" else error.message
             return ()
-        seen = (stat.inode, stat.size, stat.mtime)
-        if seen != self._seen:
-            self._records = ledger.read(self._host).records
-            self._seen = seen
+        self.unreadable = ""
         return self._records
 
     def __call__(self, finding: Finding, now: Moment) -> Advice:

@@ -1,7 +1,7 @@
 """The daemon's control socket: acknowledge, check now, test the pager. It changes nothing on the machine.
 
 Anyone whom the socket's permissions let through may ask: root and the members of group holdfast. Who acknowledged is
-what the kernel says of the peer, not what the request claims.
+what the kernel says of the peer; only root is believed when it says for whom it asks (sudo).
 """
 
 from __future__ import annotations
@@ -72,6 +72,13 @@ def _name(peer: Peer) -> str:
         return pwd.getpwuid(peer.uid).pw_name
     except KeyError:
         return f"uid {peer.uid}"
+
+
+def on_behalf_of(who: str, claimed: object) -> str:
+    """Who really asks: root may name the person behind sudo, anybody else is who the kernel says."""
+    if who == "root" and isinstance(claimed, str) and claimed.isprintable():
+        return claimed[:64] or who
+    return who
 
 
 def unknown(what: str) -> UsageError:

@@ -249,11 +249,10 @@ class Daemon:
             self._take(SelfReported(check, status, summary))
 
     def _runner_report(self, now: Moment) -> tuple[Status, str] | None:
-        abuse = [
-            record
-            for record in ledger.refusals(self._adviser.records(), now, ABUSE_S)
-            if record.data.get("code") in ABUSE
-        ]
+        records = self._adviser.records()
+        if self._adviser.unreadable:
+            return Status.UNKNOWN, f"pauses and spent budgets cannot be seen: {self._adviser.unreadable}"
+        abuse = [record for record in ledger.refusals(records, now, ABUSE_S) if record.data.get("code") in ABUSE]
         if not abuse:
             return None
         last = abuse[-1]
@@ -314,7 +313,7 @@ class Daemon:
             found = self._in_main(lambda: [i for i in self._reconciler.open_incidents() if i.id == wanted])
             if not found:
                 raise control.unknown(f"open incident {wanted}")
-            self._news.put(Acknowledged(wanted, str(request.args.get("who") or who)))
+            self._news.put(Acknowledged(wanted, control.on_behalf_of(who, request.args.get("who"))))
             return {"incident": wanted}
         if request.do == "check-now":
             self._in_main(lambda: self._lookout.watch(self._config))

@@ -56,7 +56,10 @@ def ask(host: Host, request: Request, *, socket: str = SOCKET) -> tuple[Run | No
                 event.data.get("not_before"),
             )
         elif event.event == "ended":
-            return _run(request, event, started), decision
+            try:
+                return _run(request, event, started), decision
+            except (KeyError, ValueError) as error:  # of another version, after an upgrade
+                raise DaemonUnreachable("the runner told an outcome that is not known here", where=socket) from error
     if decision is not None and decision.code not in NEVER_HEARD_OF:
         run = Run(
             request.id,

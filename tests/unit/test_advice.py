@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agent import ledger, runbook
 from agent.advice import Adviser
 from agent.config import AutonomySettings, Config
+from agent.errors import FileTrouble
 from agent.host.files import RealFiles
 from agent.model import Autonomy, CheckResult, Finding, Moment, Observation, Status, Verdict
 from agent.plugin import engines
@@ -80,3 +82,17 @@ def test_an_incurable_failure_is_not_tried_and_force_is_named() -> None:
     advice = advise(broken, now)
     assert advice.decision.code == "incurable"
     assert advice.command.endswith(" --force")
+
+
+def test_a_ledger_that_cannot_be_read_is_said_and_blinds_nobody() -> None:
+    advise, now = adviser(records=[])
+    files: Any = advise._host.files
+    files.entries[ledger.FILE] = FileTrouble("ledger.jsonl: Permission denied", kind="denied")
+    assert advise(DEAD, now).decision.allow, "the runner is the law and reads it itself"
+    assert advise.unreadable == "ledger.jsonl: Permission denied"
+
+
+def test_a_ledger_that_was_never_written_is_no_trouble() -> None:
+    advise, _ = adviser()
+    assert advise.records() == ()
+    assert advise.unreadable == ""

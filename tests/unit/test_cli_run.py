@@ -117,7 +117,7 @@ def test_an_unknown_subject_is_refused_before_the_runner_is_asked() -> None:
 
 
 def test_several_subjects_must_be_chosen_from() -> None:
-    two = CONFIG + CONFIG.replace('"chat"', '"embed"').replace("8080", "8081")
+    two = CONFIG + CONFIG.replace('"chat"', '"embed"').replace("8080", "8081").replace("chat.service", "embed.service")
     host = with_runner(Runner(GOOD), {**FILES, "/etc/holdfast/holdfast.toml": two})
     said = holdfast("run", "restart-engine", host=host)
     assert said.code == 64
