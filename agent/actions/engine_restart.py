@@ -78,7 +78,7 @@ def undo(host: Host, target: Target, params: Any, before: Mapping[str, Json]) ->
         return Plan((Noop(f"{unit} is starting"),))
     if _masked(state):
         return _refuse(f"{unit} is masked by an operator, so it stays as it is", "operator-masked")
-    if state.unit_file_state == "disabled" and not before.get("disabled"):
+    if _taken(state, before):
         return _refuse(f"{unit} was disabled by an operator meanwhile, so it stays as it is", "operator-disabled")
     if not state.job and not before.get("disabled"):
         operators, how = stops.operators_hand(host, state)
@@ -112,6 +112,11 @@ def _hands_off(host: Host, state: UnitState) -> Refuse | None:
 
 def _masked(state: UnitState) -> bool:
     return state.load_state == "masked" or state.unit_file_state.startswith("masked")
+
+
+def _taken(state: UnitState, before: Mapping[str, Json]) -> bool:
+    """Whether an operator has taken the unit out of service since the plan was made."""
+    return _masked(state) or (state.unit_file_state == "disabled" and not before.get("disabled"))
 
 
 def _processes(host: Host, group: str) -> tuple[int, ...]:
@@ -182,10 +187,17 @@ def _start(host: Host, target: Target, before: Mapping[str, Json], pids: tuple[i
         lambda host: not _start_failed(systemd.unit_state(host, unit)),
         ("systemctl", "is-failed", unit),
     )
+    wanted = Condition(
+        f"{unit} is neither disabled nor masked meanwhile",
+        lambda host: not _taken(systemd.unit_state(host, unit), before),
+        ("systemctl", "is-enabled", unit),
+    )
     return [
         *steps,
         # 1: systemd has already forgotten a unit that is not loaded, so nothing is left to reset.
         Command(("systemctl", "reset-failed", unit), SYSTEMCTL_S, accept=(0, 1)),
+        # The plan is older than the stop: an operator may have made up her mind since.
+        Wait(wanted, 0.0, why=f"{unit} was disabled or masked meanwhile, so it stays down", code="operator-disabled"),
         Command(("systemctl", "start", "--no-block", unit), SYSTEMCTL_S),
         _note(unit, note),
         Wait(decided, target.settings.load_timeout_s, why=f"{unit} does not become active", code="start-timeout"),

@@ -195,6 +195,25 @@ def test_no_log_line_and_no_secret_gets_into_the_transcript(world: World) -> Non
 # --- what decides -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("hand", [{"UnitFileState": "disabled"}, {"LoadState": "masked", "UnitFileState": "masked"}])
+def test_a_unit_taken_out_of_service_between_our_stop_and_our_start_stays_down(
+    world: World, hand: dict[str, str]
+) -> None:
+    world.acts.die_at = stop_of_the_unit(world)
+    world.acts.die = lambda: world.systemd.set(**hand)
+    data = ended(world.ask(world.request()))
+    assert (data["outcome"], data["code"]) == ("failed", "operator-disabled")
+    assert world.systemd.state()["starts"] == 0
+    assert world.systemd.state()["ActiveState"] == "inactive"
+
+
+def stop_of_the_unit(world: World) -> int:
+    """The number of the act after the stop."""
+    other = World(world.root / "other", healthy=False)
+    other.ask(other.request())
+    return other.acts.seen.index(f"after systemctl stop --no-block {UNIT}") + 1
+
+
 def test_a_unit_that_an_operator_stopped_is_never_started(tmp_path: Path) -> None:
     world = World(tmp_path, active=False)
     world.systemd.set(ActiveState="inactive", SubState="dead", Result="success", stops=[f"{1:032x}"])
