@@ -56,9 +56,14 @@ PLACES = (
     Place("evidence", "killed", AGAIN, NOTHING, gate="journalctl"),
     Place("interlock", "killed", AGAIN, NOTHING, says='"step_started","data":{"step":1', nvml=True),
     Place("before the stop", "frozen", AGAIN, gate="systemctl stop"),
-    Place("while it stops", "frozen", says="has no process left"),
-    Place("between stop and start", "frozen", gate="systemctl start"),
-    Place("while it starts", "killed", file="/run/bed-starting", says="has started or failed"),
+    Place("while it stops", "frozen", says='"waiting until llama-server.service has no process left"'),
+    Place("between stop and start", "frozen", gate="systemctl reset-failed"),
+    Place(
+        "while it starts",
+        "killed",
+        file="/run/bed-starting",
+        says='"waiting until llama-server.service has started or failed"',
+    ),
     Place("verify", "killed", file="/run/bed-loading", says='"event":"verifying"'),
 )
 

@@ -121,7 +121,7 @@ def test_a_flood_from_the_daemons_uid_is_bounded_and_the_runner_serves_on(host: 
     states = scene.host.unit("holdfast-runner.socket", "ActiveState", "Result")
     assert states == {"ActiveState": "active", "Result": "success"}
     assert int(scene.host.sh("stat -c %s /var/lib/holdfast-runner/ledger.jsonl")) < SMALL
-    failed = scene.host.run("systemctl", "--failed", "--no-legend", "holdfast*").stdout
+    failed = scene.host.run("systemctl", "list-units", "--failed", "--no-legend", "holdfast*").stdout
     assert failed.strip() == ""
     assert "holdfast-recover" not in scene.host.journal("holdfast-recover.service").replace(
         "holdfast-recover.service", ""
@@ -180,5 +180,5 @@ def test_the_inspector_answers_known_questions_of_the_daemon_and_nothing_else(ho
     held = scene.host.popen("runuser", "-u", "holdfast", "--", "python3", "-IS", KNOCK, "idle", INSPECTOR, "20", "8")
     held.communicate(timeout=60)
     assert asked(question())["observations"]
-    failed = scene.host.run("systemctl", "--failed", "--no-legend", "holdfast*").stdout
+    failed = scene.host.run("systemctl", "list-units", "--failed", "--no-legend", "holdfast*").stdout
     assert failed.strip() == ""
