@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +27,10 @@ from agent.model import Json
 PROGRAMS: Mapping[str, Path] = {"nvml": Path(__file__).with_name("nvml_child.py")}
 """Our own probes by name. Each prints one line of JSON and exits; its arguments are the import path."""
 _LIMIT = 1 << 20
+_SCOPE = (
+    "systemd-run", "--scope", "--quiet", "--collect", "--property=SendSIGKILL=no", "--property=TimeoutStopSec=1s", "--",
+)  # fmt: skip
+"""Starts a program in a control group of its own, in place of itself, so that the pid stays."""
 _LEAVE_S = 1.0
 """How long a child that has answered may take to leave before it counts as hanging."""
 
@@ -103,7 +107,7 @@ class RealChild:
     def _start(self, question: str) -> _Running:
         program = self._programs[question]
         # Isolated like our launchers: only the path handed over here is searched, whatever the environment says.
-        argv = [sys.executable, "-IS", str(program), *(entry for entry in sys.path if entry)]
+        argv = [*_apart(), sys.executable, "-IS", str(program), *(entry for entry in sys.path if entry)]
         try:
             process = subprocess.Popen(
                 argv,
@@ -128,6 +132,14 @@ class RealChild:
             return self._files.read_text(f"/proc/{pid}/{name}")
         except FileTrouble:
             return ""
+
+
+def _apart() -> Sequence[str]:
+    """What keeps the child out of its asker's unit: a run ends, and systemd kills what is left of its control group.
+
+    Only root may ask for that, and only root's runs need it: the units that stay do not kill their children.
+    """
+    return _SCOPE if os.geteuid() == 0 and os.path.isdir("/run/systemd/system") else ()
 
 
 def _listen(running: _Running, deadline: float) -> bytes | None:
