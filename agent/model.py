@@ -175,6 +175,8 @@ class EngineState(_Word):
     """It accepts connections or drops them, but no complete answer came within the deadline."""
     FAILING = "failing"
     """It answers, and the answer says that it cannot serve."""
+    UNREADABLE = "unreadable"
+    """It could not be asked, or its answer not be read: a certificate, a name server or our own limits may be why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +202,7 @@ class Sample:
     @property
     def answered(self) -> bool:
         """Whether the engine gave any complete answer."""
-        return self.state not in (EngineState.REFUSED, EngineState.SILENT)
+        return self.state not in (EngineState.REFUSED, EngineState.SILENT, EngineState.UNREADABLE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,8 @@ def decide(
         return _from_unit(now)
     if state == EngineState.REFUSED:
         return _refused(now)
+    if state == EngineState.UNREADABLE:
+        return _unreadable(now)
     if now.value("process.alive") is False:
         return _answered_by_another(now)
     return _answered(EngineState(state), now, settings)
@@ -84,6 +86,13 @@ def decide(
 def stall_limit_s(longest_step_s: float) -> float:
     """For how long an engine may move without progress, given the longest step it has shown; seconds."""
     return max(STALLED_S, STALLED_STEPS * longest_step_s)
+
+
+def _unreadable(now: Observed) -> tuple[Verdict, str]:
+    """It could not be asked, which is more likely our trouble than its own: only its unit can say that it is dead."""
+    if now.value("process.alive") is False and now.value("unit.active") != "active":
+        return _from_unit(now)
+    return Verdict.UNKNOWN, str(now.value("answer.detail") or "its answer cannot be read")
 
 
 def _answered(state: EngineState, now: Observed, settings: EngineSettings) -> tuple[Verdict, str]:

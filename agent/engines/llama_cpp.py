@@ -115,6 +115,8 @@ def sample(host: Host, settings: LlamaCppSettings) -> Sample:
 def _unreachable(error: Unreachable, question: str) -> Sample:
     if error.kind == "refused":
         return Sample(EngineState.REFUSED, "connection refused")
+    if error.kind != "timeout":
+        return Sample(EngineState.UNREADABLE, f"{question} cannot be asked: {error.message}"[:200])
     return Sample(EngineState.SILENT, f"{question}: {error.kind}", unanswered=(question,))
 
 
@@ -151,6 +153,8 @@ def _work(server: _Server) -> Sample:
         except Unreachable as error:
             if error.kind == "refused":
                 return Sample(EngineState.REFUSED, "connection refused")
+            if error.kind != "timeout":
+                continue  # too much to say (old builds quote prompts in /slots), or cut off: no sign of a wedge
             return Sample(EngineState.READY, f"{question}: {error.kind}", unanswered=(question,))
         if reply.status in (501, 404):
             continue  # switched off: --no-slots, no --metrics
@@ -309,11 +313,13 @@ def _is_router(server: _Server) -> bool:
 
 def _idle_slot(server: _Server) -> tuple[int | None, str]:
     """The idle slot with the smallest cached prompt, or why none may be used; (None, "") when it shows none."""
+    slots: Json = None
     try:
         reply = server.get("/slots")
+        slots = reply.json() if reply.status == 200 else None
     except Unreachable as error:
-        return None, f"/slots: {error.kind}"
-    slots = reply.json() if reply.status == 200 else None
+        if error.kind in ("refused", "timeout"):
+            return None, f"/slots: {error.kind}"
     if isinstance(slots, list) and slots:
         idle = [slot for slot in slots if isinstance(slot, dict) and not _is_processing(slot)]
         if not idle:

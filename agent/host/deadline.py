@@ -181,7 +181,7 @@ def _addresses(host: str, port: int, deadline: float) -> list[_Address]:
         if lookup is None:
             lookup = _lookups[host, port] = _Lookup(host, port)
     if not lookup.done.wait(max(0.0, deadline - time.monotonic())):
-        raise TimeoutError("the name was not resolved in time")
+        raise socket.gaierror(socket.EAI_AGAIN, "the name was not resolved in time")
     if lookup.trouble is not None:
         raise lookup.trouble
     return lookup.addresses

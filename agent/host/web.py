@@ -144,10 +144,14 @@ def _server(url: str) -> str:
 
 
 def _unreachable(error: Exception, server: str, timeout_s: float, *, late: bool) -> Unreachable:
+    from socket import gaierror  # noqa: PLC0415 - loaded by requests by now
+
     from urllib3.exceptions import ConnectTimeoutError, NewConnectionError  # noqa: PLC0415 - loaded by requests by now
 
     causes = list(_causes(error))
     unsent = any(isinstance(cause, (ConnectTimeoutError, NewConnectionError)) for cause in causes)
+    if any(isinstance(cause, gaierror) for cause in causes):  # however long it took: the server was never asked
+        return Unreachable(f"{server}: its name could not be resolved", kind="broken", where=server, unsent=True)
     if late or any(isinstance(cause, TimeoutError) for cause in causes):
         words = f"{server} gave no complete answer within {timeout_s:g} s"
         return Unreachable(words, kind="timeout", where=server, unsent=unsent)
@@ -171,14 +175,11 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 def _words(causes: list[BaseException]) -> str:
     """What happened, from the operating system or the name of the error; never the library's own text."""
     import ssl  # noqa: PLC0415 - loaded by requests at this point
-    from socket import gaierror  # noqa: PLC0415 - loaded by requests at this point
 
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return f"its certificate was not accepted: {cause.verify_message}"
     for cause in causes:
-        if isinstance(cause, gaierror):
-            return "its name could not be resolved"
         if isinstance(cause, ssl.SSLError):
             return f"TLS failed: {cause.reason or 'broken'}"
         if isinstance(cause, OSError) and cause.errno:

@@ -160,9 +160,9 @@ def wait_until(true: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def timed(url: str, timeout_s: float) -> float:
+def timed(url: str, timeout_s: float, kind: str = "timeout") -> float:
     started = time.monotonic()
-    assert kind_of(url, timeout_s) == "timeout"
+    assert kind_of(url, timeout_s) == kind
     return time.monotonic() - started
 
 
@@ -319,10 +319,24 @@ def test_a_name_is_looked_up_by_the_deadline(monkeypatch: pytest.MonkeyPatch) ->
         raise socket.gaierror(socket.EAI_AGAIN, "later")
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
-    assert timed("http://slow.invalid/", 0.3) == pytest.approx(0.3, abs=0.2)
-    assert timed("http://slow.invalid/", 0.3) == pytest.approx(0.3, abs=0.2)
+    assert timed("http://slow.invalid/", 0.3, "broken") == pytest.approx(0.3, abs=0.2)
+    assert timed("http://slow.invalid/", 0.3, "broken") == pytest.approx(0.3, abs=0.2)
     assert lookups == ["slow.invalid"]  # the first is still under way
     release.set()
+
+
+def test_a_name_that_is_not_resolved_in_time_is_no_silence_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+
+    def mute(*rest: Any, **options: Any) -> Any:
+        release.wait(5)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", mute)
+    with pytest.raises(Unreachable, match="name could not be resolved") as raised:
+        RealHttp()("GET", "http://mute.invalid/", timeout_s=0.3)
+    release.set()
+    assert (raised.value.kind, raised.value.unsent) == ("broken", True)
 
 
 def test_a_second_address_is_tried_within_the_deadline(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,11 +77,22 @@ def test_a_sleeping_server_is_asked_nothing_more() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "state"),
-    [("refused", EngineState.REFUSED), ("timeout", EngineState.SILENT), ("broken", EngineState.SILENT),
-     ("too-large", EngineState.SILENT)],
+    [("refused", EngineState.REFUSED), ("timeout", EngineState.SILENT), ("broken", EngineState.UNREADABLE),
+     ("too-large", EngineState.UNREADABLE)],
 )  # fmt: skip
 def test_no_answer_at_all(kind: str, state: EngineState) -> None:
     assert sample(server(props=unreachable(kind)), SETTINGS).state is state
+
+
+@pytest.mark.parametrize("kind", ["too-large", "broken"])
+def test_slots_that_cannot_be_read_are_no_unanswered_question(kind: str) -> None:
+    seen = sample(server(slots=unreachable(kind), metrics=METRICS), SETTINGS)
+    assert (seen.unanswered, seen.pending) == ((), 4)
+
+
+def test_slots_too_large_to_read_do_not_keep_a_token_from_being_asked_for() -> None:
+    host = server(slots=unreachable("too-large"), metrics=DISABLED, completion={"tokens_predicted": 1})
+    assert canary(host, SETTINGS, 5.0).tokens == 1
 
 
 def test_unanswered_slots_are_said_and_the_server_still_answers() -> None:

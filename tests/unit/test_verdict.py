@@ -45,6 +45,7 @@ def look(seconds: float, sample: Sample, **changes: Any) -> progress.Look:
 IDLE = Sample(EngineState.READY, progress=(), pending=0, free_slots=2)
 HANGS = Sample(EngineState.READY, "/slots: timeout", unanswered=("/slots",))
 SILENT = Sample(EngineState.SILENT, "/props: timeout", unanswered=("/props",))
+UNREADABLE = Sample(EngineState.UNREADABLE, "/props cannot be asked: its certificate was not accepted")
 
 
 def working(counter: int) -> Sample:
@@ -117,6 +118,17 @@ def test_a_loop_frozen_mid_decode_with_slots_answering_is_wedged() -> None:
 def test_a_loop_frozen_mid_decode_whose_slots_hang_now_and_then_is_wedged() -> None:
     looks = [look(0, working(7)), look(5, HANGS, ran=False), look(10, working(7), ran=False)]
     assert verdict_after(*looks) is Verdict.WEDGED
+
+
+def test_what_cannot_be_asked_is_unknown_however_still_it_is() -> None:
+    looks = [look(0, IDLE), *(look(5 * n, UNREADABLE, ran=False) for n in range(1, 200))]
+    assert verdict_after(*looks) is Verdict.UNKNOWN, "an expired certificate is no reason to restart"
+
+
+def test_a_unit_that_is_down_is_dead_although_it_cannot_be_asked() -> None:
+    down: dict[str, Any] = {"answer__state": "unreadable", "process__alive": False, "unit__operator": False}
+    assert decide(**{**down, "unit__active": "failed"}) is Verdict.DEAD
+    assert decide(**{**down, "unit__active": "active"}) is Verdict.UNKNOWN
 
 
 def test_a_stopped_process_that_answered_before_is_wedged() -> None:
