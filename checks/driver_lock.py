@@ -1,37 +1,33 @@
 """Whether the NVIDIA driver that runs, and the one the next process will load, are the one this box must run.
 
-Three versions are compared: the module in the kernel, the library on disk, and what `/etc/holdfast/driver.lock`
-says. A library that differs from the loaded module is the state after an unattended upgrade: what runs goes on, and
-what is started next fails.
+Three versions are compared: the module in the kernel, the libraries on disk (libnvidia-ml and libcuda), and what
+`/etc/holdfast/driver.lock` says. A library that differs from the loaded module is the state after an unattended
+upgrade: what runs goes on, and what is started next fails. What the next boot brings is `driver.next_boot`'s to say.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from agent.errors import HostError
-from agent.host import Host, driver
+from agent.host import Host, driver, driver_truth
 from agent.model import Judgement, Observation, Observed, Status
 from agent.plugin import Check, NoParameters, Target
-
-LOCK_FILE = "/etc/holdfast/driver.lock"
 
 
 def observe(host: Host, target: Target, before: Observed | None) -> Iterable[Observation]:
     """Read the three versions; each may be missing, and why it is missing matters."""
-    lock = driver.read_lock(host, LOCK_FILE)
     yield Observation("traces", driver.traces(host))
-    for name, read in (("loaded", driver.loaded_version), ("library", driver.library_version)):
-        version, problem = None, ""
-        try:
-            version = read(host)
-        except HostError as error:
-            problem = error.message
-        yield Observation(name, version)
-        yield Observation(f"{name}.problem", problem)
-    yield Observation("locked", lock.version)
-    yield Observation("lock.problem", lock.problem)
-    yield Observation("lock.detail", lock.detail)
+    truth = driver_truth.present(host)
+    for name, reading in (("loaded", truth.loaded), ("library", truth.library), ("cuda", truth.cuda)):
+        yield Observation(name, reading.version)
+        yield Observation(f"{name}.problem", reading.problem)
+    yield Observation("locked", truth.lock.version)
+    yield Observation("lock.problem", truth.lock.problem)
+    yield Observation("lock.detail", truth.lock.detail)
+    if truth.loaded.version is None:
+        yield Observation("card", driver.card(host))
+        yield Observation("nouveau", driver.nouveau_loaded(host))
+        yield Observation("module_file", driver.module_file(host))
 
 
 def judge(now: Observed, before: Observed | None, params: NoParameters) -> Judgement:
@@ -42,10 +38,12 @@ def judge(now: Observed, before: Observed | None, params: NoParameters) -> Judge
     locked = now.value("locked")
     if locked is None and not now.value("traces"):
         return Judgement(Status.OK, "no NVIDIA driver, nothing locked")
-    unreadable = now.value("loaded.problem") or now.value("library.problem")
+    unreadable = now.value("loaded.problem") or now.value("library.problem") or now.value("cuda.problem")
     if unreadable:
         return Judgement(Status.UNKNOWN, f"the driver's version cannot be told: {unreadable}")
-    return _compare(now.value("loaded"), now.value("library"), locked)
+    loaded = now.value("loaded")
+    differs = next((now.value(name) for name in ("library", "cuda") if now.value(name) not in (None, loaded)), None)
+    return _compare(loaded, differs or now.value("library"), locked)
 
 
 def _compare(loaded: str | None, library: str | None, locked: str | None) -> Judgement:
@@ -66,4 +64,5 @@ def _compare(loaded: str | None, library: str | None, locked: str | None) -> Jud
     return Judgement(Status.OK, f"driver {loaded} runs, as locked")
 
 
-CHECK = Check(id="driver.lock", scope="host", every_s=60.0, timeout_s=10.0, observe=observe, judge=judge)
+CHECK = Check(id="driver.lock", scope="host", every_s=5.0, timeout_s=10.0, observe=observe, judge=judge)
+"""Often, because a few small files tell it: the libraries that `dpkg -i` replaced are noticed within ten seconds."""

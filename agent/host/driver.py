@@ -20,7 +20,8 @@ _NVRM = re.compile(
 )
 # Debian's DKMS calls the file nvidia-current.ko; its legacy series nvidia-tesla-535-current.ko.
 _MODULE = re.compile(r"(?:^|/)nvidia(?:(?:-[a-z0-9]+)*-current)?\.ko(?:\.(?:xz|zst|gz))?:", re.MULTILINE)
-_LIBRARY = "libnvidia-ml.so.1"
+NVML_LIBRARY = "libnvidia-ml.so"
+CUDA_LIBRARY = "libcuda.so"
 _ARCHITECTURES = ("x86_64-linux-gnu", "aarch64-linux-gnu")
 _USUAL = (
     *(f"/usr/lib/{architecture}{place}" for architecture in _ARCHITECTURES for place in ("", "/nvidia/current")),
@@ -54,9 +55,7 @@ def traces(host: Host) -> bool:
     What cannot be read does not count.
     """
     places = ("/proc/driver/nvidia", "/sys/module/nvidia", "/dev/nvidiactl", LOCK_FILE)
-    return (
-        any(_there(host, place) for place in places) or _library(host) is not None or _card(host) or _module_file(host)
-    )
+    return any(_there(host, place) for place in places) or _library(host) is not None or card(host) or module_file(host)
 
 
 def loaded_version(host: Host) -> str | None:
@@ -83,16 +82,27 @@ def loaded_version(host: Host) -> str | None:
     return matched[1]
 
 
-def library_version(host: Host) -> str | None:
-    """The version of the libnvidia-ml that a program started now would load; None when there is none.
+def loaded_is_open(host: Host) -> bool | None:
+    """Whether the module that runs now is NVIDIA's open one; None when none is loaded or it does not say."""
+    matched = _NVRM.search(_text(host, _PROC_VERSION))
+    return None if matched is None else "Open Kernel Module" in matched[0]
+
+
+def nouveau_loaded(host: Host) -> bool:
+    """Whether nouveau runs: it keeps the card, so that NVIDIA's module cannot be loaded."""
+    return _there(host, "/sys/module/nouveau")
+
+
+def library_version(host: Host, library: str = NVML_LIBRARY) -> str | None:
+    """The version of the libnvidia-ml (or libcuda) that a program started now would load; None when there is none.
 
     Read from the file's name. Raises FileTrouble(malformed) when that carries no version.
     """
-    place = _library(host)
+    place = _library(host, library)
     if place is None:
         return None
     real = host.files.realpath(place)
-    found = VERSION.fullmatch(real.rpartition("/")[2].removeprefix("libnvidia-ml.so."))
+    found = VERSION.fullmatch(real.rpartition("/")[2].removeprefix(f"{library}."))
     if found is None:
         raise FileTrouble(f"{real} carries no version in its name", kind="malformed", where=real)
     return found[0]
@@ -145,14 +155,15 @@ def _text(host: Host, path: str, limit: int = 1 << 20) -> str:
         return ""
 
 
-def _library(host: Host) -> str | None:
+def _library(host: Host, library: str = NVML_LIBRARY) -> str | None:
     """Where the loader would find the library: the directories of ld.so.conf in order, then the usual ones.
 
-    Directories of another word size are passed over: their library is another one.
+    Directories of another word size are passed over: their library is another one. So are those of cuda-compat, whose
+    libcuda is newer than the driver on purpose.
     """
     for folder in (*_loader_directories(host), *_USUAL):
-        if _there(host, f"{folder}/{_LIBRARY}"):
-            return f"{folder}/{_LIBRARY}"
+        if _there(host, f"{folder}/{library}.1") and "compat" not in folder.split("/"):
+            return f"{folder}/{library}.1"
     return None
 
 
@@ -165,7 +176,8 @@ def _loader_directories(host: Host) -> Iterator[str]:
                 yield folder.rstrip("/")
 
 
-def _card(host: Host) -> bool:
+def card(host: Host) -> bool:
+    """Whether the host has a display device of NVIDIA's. What cannot be read does not count."""
     devices = "/sys/bus/pci/devices"
     return any(
         _text(host, f"{devices}/{name}/vendor").strip() == _NVIDIA
@@ -174,7 +186,7 @@ def _card(host: Host) -> bool:
     )
 
 
-def _module_file(host: Host) -> bool:
+def module_file(host: Host) -> bool:
     """Whether the running kernel has an nvidia module to load, as depmod lists it."""
     release = _text(host, "/proc/sys/kernel/osrelease").strip()
     return bool(release) and _MODULE.search(_text(host, f"/lib/modules/{release}/modules.dep", 16 << 20)) is not None

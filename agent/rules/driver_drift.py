@@ -1,4 +1,4 @@
-"""The NVIDIA driver that runs is not the one this box must run (`/etc/holdfast/driver.lock`), or none is loaded.
+"""The NVIDIA driver that runs is not the one this box must run (`/etc/holdfast/driver.lock`).
 
 Usually a silent change: an unattended upgrade, applied by a reboot. Engines that run are left alone, and the repair of
 a dead one is not blocked by it. What to do: if the change was meant, `sudo holdfast lock write`; if not, install the
@@ -17,14 +17,13 @@ def diagnose(results: Results, now: Moment) -> Iterable[Finding]:
     """The loaded version against the locked one."""
     for lock in results.of("driver.lock"):
         loaded, locked = lock.value("loaded"), lock.value("locked")
-        if lock.status is Status.UNKNOWN or not locked or loaded == locked:
+        if lock.status is Status.UNKNOWN or not locked or not loaded or loaded == locked:
             continue
-        running = f"runs {loaded}" if loaded else "has no NVIDIA driver loaded"
         yield Finding(
             id="driver-drift",
             subject=lock.subject,
             status=Status.CRITICAL,
-            summary=f"this host {running}, but {locked} is locked",
+            summary=f"this host runs driver {loaded}, but {locked} is locked",
             evidence=(Observation("evidence", lock.summary),),
             results=((lock.check, lock.subject),),
             signature=str(loaded),

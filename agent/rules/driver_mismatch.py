@@ -13,10 +13,14 @@ from agent.plugin import EVENT, Rule
 
 
 def diagnose(results: Results, now: Moment) -> Iterable[Finding]:
-    """The module in the kernel against libnvidia-ml on disk."""
+    """The module in the kernel against libnvidia-ml and libcuda on disk."""
     for lock in results.of("driver.lock"):
-        loaded, library = lock.value("loaded"), lock.value("library")
-        if not loaded or not library or loaded == library:
+        loaded = lock.value("loaded")
+        # libcuda may be the one that moved: an engine needs both.
+        library = next(
+            (lock.value(name) for name in ("library", "cuda") if lock.value(name) not in (None, loaded)), None
+        )
+        if not loaded or not library:
             continue
         yield Finding(
             id="driver-mismatch",
