@@ -12,7 +12,7 @@ from functools import partial
 
 from agent.config import Config, HeartbeatSettings
 from agent.errors import FileTrouble, UsageError
-from agent.host import Host
+from agent.host import Host, stops
 from agent.model import Alert, Delivery, Incident, Json, Moment, Status, Transition, Urgency
 from agent.pager import heartbeat, last_words, message, outbox
 from agent.plugin import ReceiverSettings
@@ -88,10 +88,18 @@ class Courier:
             self._later(partial(self._store.answered, settings.name, delivery, self._host.clock.now()))
         return answers
 
-    def serve_again(self) -> None:
-        """Resolve what `holdfast-failed` told while the daemon was down."""
+    def serve_again(self, last_seen: float | None) -> None:
+        """Tell how the daemon's last life ended: resolve what `holdfast-failed` told of it, else one quiet event.
+
+        last_seen: when a life that was cut off in this boot last noted that it lived, Unix seconds; None when the last
+        life ended as it should.
+        """
         told = last_words.told(self._host)
         if not told:
+            if last_seen is not None:
+                how = stops.last_exit(self._host, last_words.DAEMON, last_seen - 1.0)
+                alert = last_words.started_again(self._host, last_seen, how)
+                self._store.commit(enqueue=outbox.address(self.config.receivers, [alert]))
             return
         resolve = last_words.serves_again(self._host)
         self._store.told_elsewhere(told, resolve.key)

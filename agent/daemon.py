@@ -56,7 +56,7 @@ from agent.reconcile import (
     Tick,
 )
 from agent.views import metrics
-from agent.views.note import NOTE, NOTE_EVERY_S, TOKENS, note_of
+from agent.views.note import NOTE, NOTE_EVERY_S, TOKENS, daemon_note, note_of
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +128,9 @@ class Daemon:
         self._generation = self._store.generation
         self._started_at = host.clock.now()
         self._noted_at: Moment | None = None
+        before = daemon_note(self._store.get(NOTE))
+        same_boot = before.boot_id == host.clock.now().boot_id
+        self._cut_off_at = before.at if same_boot and not before.stopped else None
         self._tokens: dict[str, float] = dict(self._store.get(TOKENS, {}))
         self._lag_s = 0.0
 
@@ -141,7 +144,7 @@ class Daemon:
         self._lookout.watch(self._config)
         server = control.ControlServer(self._paths.control, self._paths.group, self._controlled)
         exporter = metrics.serve(self._config.daemon.metrics_listen, lambda: self._in_main(self._snapshot))
-        self._courier.serve_again()
+        self._courier.serve_again(self._cut_off_at)
         self._notify.notify(f"READY=1\nSTATUS={self._status_line()}")
         log.info("watching %d engines, %d receivers", len(self._config.engines), len(self._config.receivers))
         try:

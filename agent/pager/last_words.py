@@ -13,7 +13,7 @@ from agent.errors import FileTrouble
 from agent.host import Host
 from agent.model import Alert, DeliveryState, Urgency
 from agent.pager import outbox
-from agent.pager.message import Origin, notice
+from agent.pager.message import Origin, notice, utc
 from agent.plugin import ReceiverSettings
 from agent.store import Attempt
 
@@ -60,6 +60,21 @@ def serves_again(host: Host) -> Alert:
     key = f"{prefix(host)}/{FINDING}/host"
     now = host.clock.now().wall
     return notice(key, "resolve", Urgency.CRITICAL, "Holdfast's daemon runs again", lines, origin(host), now)
+
+
+def started_again(host: Host, last_seen: float, how: str) -> Alert:
+    """The event that the daemon ended without being asked to and runs again: nobody has to do anything now.
+
+    last_seen: when it last noted that it lived, Unix seconds. how: how it ended, "" when that cannot be told.
+    """
+    now = host.clock.now().wall
+    lines = (
+        f"Holdfast's daemon ended without being asked to{f': {how}' if how else ''}. It runs again.",
+        f"Nothing was watched for {now - last_seen:.0f} s, since {utc(last_seen)}. Runs went on.",
+        "Type: journalctl -u holdfast",
+    )
+    key = f"{prefix(host)}/daemon-restarted/host"
+    return notice(key, "event", Urgency.INFO, "Holdfast's daemon was started again", lines, origin(host), now)
 
 
 def deliver(host: Host, receivers: Sequence[ReceiverSettings], alert: Alert) -> Iterator[str]:

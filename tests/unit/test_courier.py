@@ -125,3 +125,28 @@ def test_a_test_page_says_what_each_receiver_answered_and_counts_as_proof(scene:
 def test_a_test_page_to_nobody_is_refused(scene: Callable[..., Scene]) -> None:
     with pytest.raises(UsageError, match="nobody"):
         scene({}).courier.test("nobody")
+
+
+def test_a_daemon_that_was_cut_off_and_started_again_is_told_once_and_quietly(scene: Callable[..., Scene]) -> None:
+    here = scene({f"POST {PAGER}": 202})
+    exited = '{"EXIT_CODE": "dumped", "EXIT_STATUS": "ABRT"}'
+    here.host.run.answer("journalctl ...", exited)
+    here.courier.serve_again(here.host.clock.now().wall - 42)
+    (row,) = here.store.outbox().rows
+    assert (row.alert.action, row.alert.urgency) == ("event", Urgency.INFO)
+    assert row.alert.key.endswith("/daemon-restarted/host")
+    assert "killed by SIGABRT and dumped its core" in row.alert.body.replace("\n", " ")
+    assert "42 s" in row.alert.body
+
+
+def test_a_daemon_that_was_stopped_by_hand_says_nothing_when_it_starts(scene: Callable[..., Scene]) -> None:
+    here = scene({f"POST {PAGER}": 202})
+    here.courier.serve_again(None)
+    assert here.store.depth() == {}
+
+
+def test_what_was_told_while_the_daemon_was_down_is_resolved_and_not_told_again(scene: Callable[..., Scene]) -> None:
+    here = scene({f"POST {PAGER}": 202})
+    here.host.files.write_atomic("/var/lib/holdfast/daemon-failed.json", '{"told": ["primary"]}')
+    here.courier.serve_again(here.host.clock.now().wall)
+    assert [row.alert.action for row in here.store.outbox().rows] == ["resolve"]
