@@ -21,7 +21,7 @@ def diagnose(results: Results, now: Moment) -> Iterable[Finding]:
     """A unit that keeps crashing while systemd keeps it going; one that lies dead is `engine-dead`."""
     for unit in results.of("engine.unit"):
         times = [float(at) for at in unit.value("crash.times") or () if 0 <= now.wall - float(at) < WITHIN_S]
-        # systemd counts afresh with every start that is not its own: who mended it by hand is not told of what was before.
+        # systemd counts afresh with every start that is not its own: what was before a start by hand is over.
         by_hand = not int(unit.value("unit.n_restarts") or 0)
         if len(times) < CRASHES or by_hand or unit.verdict in (Verdict.DEAD, Verdict.STOPPED):
             continue

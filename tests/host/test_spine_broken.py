@@ -15,7 +15,7 @@ PROGRAM = "/usr/local/bin/llama-server"
 WORKING = '#!/bin/sh\nexec /opt/llama/llama-server "$@"\n'
 LINE = "CUDA error: no kernel image is available for execution on the device"
 BROKEN = f"#!/bin/sh\necho '{LINE}' >&2\nexit 127\n"
-WATCHED_S = 150.0
+WATCHED_S = 120.0
 NOTHING_MORE_S = 45.0
 
 # "chat" has no Restart=; systemd gives up on "often" after five starts, and never on "patient".

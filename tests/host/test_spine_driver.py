@@ -143,7 +143,7 @@ def test_a_dead_engine_is_not_started_on_a_driver_that_no_new_process_can_use(ho
 
 def questions(scene: Watched, user: str) -> int:
     """How many questions to NVML of this user are still unanswered."""
-    return int(scene.host.run("pgrep", "-u", user, "-fc", "nvml_child", check=False).stdout)
+    return int(scene.host.run("pgrep", "-u", user, "-fc", "nvml_child[.]py", check=False).stdout)
 
 
 def metrics(scene: Watched) -> str:
