@@ -166,6 +166,9 @@ def _starting(state: systemd.UnitState) -> bool:
 def observe(host: Host, target: Target, before: Observed | None) -> Iterable[Observation]:
     """One look at the engine and at its process."""
     at = host.clock.now()
+    place = [target.settings.url, target.unit]
+    if before is not None and before.value("engine", place) != place:
+        before = None  # the configuration names another engine now: what was seen of the old one is not its past
     past = _recall(before)
     unit = _unit(host, target, before, past)
     ran = _ran(unit, before if past is not None and past.boot_id == at.boot_id else None)
@@ -180,6 +183,7 @@ def observe(host: Host, target: Target, before: Observed | None) -> Iterable[Obs
         if watched is not None and watched.runnable and look.ran is False and not look.excuse[0]:
             look = replace(look, excuse=("cpu", "its inference thread is ready to run and gets no CPU"))
     memory = remember(past, look)
+    yield Observation("engine", place)
     yield from _about_answer(sample)
     yield from _about_unit(host, unit, before)
     yield from _about_memory(memory, look)

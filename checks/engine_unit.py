@@ -71,12 +71,14 @@ def observe(host: Host, target: Target, before: Observed | None) -> Iterable[Obs
         return
     now = host.clock.now()
     state = systemd.unit_state(host, target.unit)
+    if before is not None and before.value("unit.name", target.unit) != target.unit:
+        before = None  # another unit since the configuration changed: its past is not this one's
     past = _recall(before)
     pending = state.job or state.active_state in ("activating", "reloading")
     down = state.active_state in ("inactive", "failed") and not state.job
     operator, how = _operator(host, state, before, past.invocation if past else "")
     replaced = past is not None and state.invocation_id not in ("", past.invocation)
-    by_hand = replaced and past is not None and stops.end_was_asked_for(host, target.unit, past.invocation)
+    by_hand = replaced and past is not None and stops.end_was_asked_for(host, state.unit, past.invocation)
     crashes = count(past, state, dead=down and operator is False and not how, replaced_by_hand=by_hand, at=now.wall)
     yield Observation("unit.name", target.unit)
     yield Observation("unit.active", state.active_state)
@@ -135,14 +137,12 @@ def _operator(
 
 def _why(host: Host, target: Target, state: systemd.UnitState, since: float) -> Iterator[Observation]:
     """How the last run ended, and which known signature its journal shows."""
-    if target.unit is None:
-        return
     running = state.active_state == "active"
     ended = "" if running else stops.how_it_ended(state)
-    yield Observation("unit.failure", ended or stops.last_exit(host, target.unit, since))
+    yield Observation("unit.failure", ended or stops.last_exit(host, state.unit, since))
     signatures = journal.load_signatures(target.engine.signatures) if target.engine and target.engine.signatures else ()
     try:
-        found = journal.matches(host, target.unit, signatures, invocation_id=None, since_wall=since)
+        found = journal.matches(host, state.unit, signatures, invocation_id=None, since_wall=since)
     except HostError:
         return
     if not found:

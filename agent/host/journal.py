@@ -77,7 +77,8 @@ def matches(
     """The known lines among the last `limit` lines that the unit's own processes wrote, oldest first.
 
     Each cause and text appears once, with its latest time. invocation_id: only that start of the unit. since_wall:
-    Unix seconds. Raises CommandFailed, with code journal-denied when we may not read the journal.
+    Unix seconds. Raises CommandFailed, with code journal-denied when we may not read the journal, journal-absent when
+    there is none.
     """
     words = [f"--lines={limit}", *([f"--since=@{since_wall:.6f}"] if since_wall is not None else [])]
     # The trusted fields, not --unit: that would bring what others say about the unit.
@@ -148,6 +149,8 @@ def _entries(host: Host, words: Sequence[str], fields: str, timeout_s: float) ->
     answer = host.run(argv, timeout_s=timeout_s, limit=_OUTPUT_LIMIT)
     if "not seeing messages from other users" in answer.stderr or "insufficient permissions" in answer.stderr:
         raise CommandFailed("this user may not read the journal (group systemd-journal)", code="journal-denied")
+    if "No journal files were" in answer.stderr:  # with status 0: journald is off or keeps nothing
+        raise CommandFailed("there is no journal: journald is off, or keeps nothing", code="journal-absent")
     if answer.rc != 0 and answer.stderr.strip():
         raise CommandFailed(
             f"journalctl ended with status {answer.rc}: {answer.stderr.strip()[:200]}", code="journal-unknown"

@@ -20,8 +20,13 @@ CPU_SOME_PERCENT = 60.0
 NVML_DEADLINE_S = 3.0
 
 _WRAPPERS = frozenset(
-    ("sh", "bash", "dash", "zsh", "env", "sudo", "tee", "tini", "dumb-init", "catatonit", "conmon", "podman", "docker")
+    (
+        *("sh", "bash", "dash", "zsh", "env", "sudo", "su", "runuser", "tee", "tini", "dumb-init", "catatonit"),
+        *("docker", "docker-compose", "podman", "podman-compose", "conmon", "nerdctl", "ctr", "crun", "runc"),
+        *("containerd-shim-runc-v2", "systemd-nspawn", "systemd-run", "lxc-start", "apptainer", "singularity"),
+    )
 )
+"""They wait for a server in another process, often in another control group: their stillness says nothing of it."""
 _DEBUGGERS = frozenset(("gdb", "lldb"))
 """`ggml_abort` starts one of these to print a backtrace, and waits for it (ggml/src/ggml.c)."""
 
@@ -48,8 +53,9 @@ class Process:
 class Group:
     """What lives in a unit's control group.
 
-    alive: whether anything does that serves; None when only wrappers do (the server is in a container of its own),
-        so that it cannot be seen from here. debugged: a debugger runs there too.
+    alive: whether anything does that serves; None when that cannot be seen from here: only wrappers do (the server is
+        in a container of its own), or the processes are hidden (/proc mounted with hidepid).
+    debugged: a debugger runs there too.
     """
 
     name: str = ""
@@ -67,13 +73,16 @@ def look_into(host: Host, name: str, main_pid: int, *, port: str, only_main: boo
     """
     found: list[Process] = []
     names: list[str] = []
-    for pid in _pids(host, name) or ((main_pid,) if main_pid else ()):
+    pids = _pids(host, name) or ((main_pid,) if main_pid else ())
+    unseen = 0
+    for pid in pids:
         program, each = _process(host, pid, only_main)
+        unseen += program is None
         names += [program] if program else []
         found += [each] if each is not None else []
     found.sort(key=lambda each: (port not in each.words, each.started_s, each.pid))
-    wrapped = any(program in _WRAPPERS for program in names)
-    alive = True if found else None if wrapped else False
+    elsewhere = any(program in _WRAPPERS for program in names) or (pids and unseen == len(pids))
+    alive = True if found else None if elsewhere else False
     return Group(name, alive, tuple(found), any(program in _DEBUGGERS for program in names))
 
 
@@ -131,8 +140,8 @@ def _pids(host: Host, group: str) -> Sequence[int]:
         return ()
 
 
-def _process(host: Host, pid: int, only_main: bool) -> tuple[str, Process | None]:
-    """The program's name, and the process when it serves."""
+def _process(host: Host, pid: int, only_main: bool) -> tuple[str | None, Process | None]:
+    """The program's name (None when it cannot be seen), and the process when it serves."""
     try:
         argv = process.command_line(host, pid)
         name = argv[0].rsplit("/", 1)[-1] if argv else ""
@@ -146,4 +155,4 @@ def _process(host: Host, pid: int, only_main: bool) -> tuple[str, Process | None
         runnable = any(each.state == "R" for each in threads)
         return name, Process(pid, process.started_boot_s(host, pid), words, readings, runnable)
     except FileTrouble:
-        return "", None  # it ended while we looked
+        return None, None  # it ended while we looked, or it is hidden from us

@@ -11,7 +11,7 @@ from agent import frame, plugin
 from agent.engines.llama_cpp import ENGINE, LlamaCppSettings
 from agent.host import serving, stops
 from agent.host.systemd import UnitState
-from agent.model import CheckResult, EngineState, Sample, Status, Verdict
+from agent.model import CheckResult, EngineState, Observation, Observed, Sample, Status, Verdict
 from agent.plugin import Target
 from checks import engine_generates, engine_unit
 from checks.engine_unit import Crashes, count
@@ -156,6 +156,44 @@ def test_a_unit_that_only_wraps_a_container_is_judged_from_outside() -> None:
     host = box("/usr/bin/docker")
     last = look(host, look(host))
     assert (last.value("process.alive"), last.verdict) == (None, Verdict.BUSY)
+
+
+@pytest.mark.parametrize("client", ["docker-compose", "nerdctl", "podman", "systemd-nspawn"])
+def test_a_container_client_is_never_the_server(client: str) -> None:
+    host = box(f"/usr/bin/{client}")
+    assert look(host, look(host)).value("process.alive") is None
+
+
+def test_processes_that_hidepid_hides_are_not_missing() -> None:
+    host = box(http={f"{URL}/props": unreachable("refused")})
+    for path in [path for path in host.files.entries if path.startswith("/proc/42")]:
+        del host.files.entries[path]
+    seen = look(host)
+    assert seen.value("process.alive") is None
+    assert seen.verdict is Verdict.LOADING, "a closed port of a unit that is active is no death"
+
+
+def test_an_engine_that_the_configuration_has_moved_starts_without_a_past() -> None:
+    host = box()
+    wedged = look(host, look(host))
+    assert wedged.verdict is Verdict.WEDGED
+    other = Observation("engine", ["http://127.0.0.1:9", UNIT])
+    evidence = tuple(other if each.name == "engine" else each for each in wedged.evidence)
+    elsewhere = replace(wedged, evidence=evidence)
+    assert look(host, elsewhere).verdict is not Verdict.WEDGED
+
+
+def test_another_unit_under_the_same_name_has_not_crashed() -> None:
+    host = FakeHost.build(
+        commands={"journalctl ...": ""}, units={"new.service": {"InvocationID": "b" * 32, "MainPID": 7}}
+    )
+    kind = plugin.engines()["llama.cpp"]
+    settings = kind.settings(name="chat", kind="llama.cpp", url=URL, unit="new.service")
+    target = Target("engine:chat", None, 10.0, kind, settings)
+    past = {"unit.name": "old.service", "unit.invocation": "a" * 32, "crash.times": []}
+    before = Observed(host.clock.now(), tuple(Observation(name, value) for name, value in past.items()))
+    seen = {each.name: each.value for each in engine_unit.observe(host, target, before)}
+    assert seen["crash.times"] == []
 
 
 def test_an_empty_group_of_an_active_unit_is_dead() -> None:

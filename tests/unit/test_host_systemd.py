@@ -222,6 +222,14 @@ def test_a_journal_that_may_not_be_read_is_not_an_empty_one(stderr: str, code: s
     assert failed.value.code == code
 
 
+def test_a_host_without_a_journal_has_not_said_that_nobody_stopped_it() -> None:
+    absent = Completed((), 0, "", "No journal files were found.\n-- No entries --\n", 0)
+    host = FakeHost.build(commands={"journalctl ...": absent})
+    with pytest.raises(CommandFailed) as failed:
+        journal.stopped_by_job(host, "a.service", "ab")
+    assert failed.value.code == "journal-absent"
+
+
 def test_without_an_invocation_the_newest_of_started_and_stopped_decides() -> None:
     boot = Moment(1.8e9, 10.0, "0123-4567")
     stopped = {"MESSAGE_ID": journal.STOPPED, "JOB_TYPE": "stop", "JOB_RESULT": "done", "INVOCATION_ID": "ab"}
