@@ -88,11 +88,15 @@ def served(host: BootedHost, since: float) -> float | None:
     return None
 
 
-def case(bed: Bed, variant: Variant, fault: str, number: int, watch_s: float, awaited: set[str]) -> dict[str, Any]:
+def case(
+    bed: Bed, variant: Variant, fault: str, number: int, options: argparse.Namespace, awaited: set[str]
+) -> dict[str, Any]:
     """Boot, inject, watch until the awaited figures are there; the figures of one round."""
     # A seed of its own for each case, so that a case can be repeated alone.
     seed = int.from_bytes(hashlib.sha256(f"{variant.name}/{fault}/{number}".encode()).digest()[:4], "big")
-    wait_s = random.Random(seed).uniform(0, variant.cycle_s)  # noqa: S311 (a moment, not a secret)
+    # Each round has its own part of the cycle: three moments by pure chance may all lie just before the next look.
+    moment = (number % options.rounds + random.Random(seed).random()) / options.rounds  # noqa: S311 (a moment, not a secret)
+    wait_s = moment * variant.cycle_s
     with bed.boot("bookworm", packages=variant.packages, name=variant.name) as host:
         variant.set_up(host, variant, 1)
         host.push(GUEST / "prober.py", "/var/lib/bed/prober.py")
@@ -106,7 +110,7 @@ def case(bed: Bed, variant: Variant, fault: str, number: int, watch_s: float, aw
         false_alarms = len(variant.alerts(host))
         with injected(host, fault):
             at = time.time()
-            seen = _watch(host, variant, at, BROKEN_S if fault == "broken" else watch_s, awaited)
+            seen = _watch(host, variant, at, BROKEN_S if fault == "broken" else options.watch, awaited)
         return {
             **{name: value for name, value in seen.items() if name in awaited or value is not None},
             "alerts": len([each for each in variant.alerts(host) if each >= at]),
@@ -161,7 +165,7 @@ def series(bed: Bed, variant: Variant, fault: str, options: argparse.Namespace) 
         awaited = set() if fault == "broken" else undecided(rounds, wanted, variant)
         if not awaited and fault != "broken":
             break
-        result = case(bed, variant, fault, number, options.watch, awaited)
+        result = case(bed, variant, fault, number, options, awaited)
         rounds.append(result)
         print(f"{variant.name:15} {fault:8} {json.dumps(result)}", flush=True)
     return rounds
@@ -178,10 +182,11 @@ def measure(options: argparse.Namespace) -> None:
     )
     lock = threading.Lock()
     figures = load()
-    figures["setting"] = {
-        "rounds": options.rounds, "watched_s": options.watch, "hosts_at_once": options.hosts,
-        "cores": os.cpu_count(), "began": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-    }  # fmt: skip
+    figures["runs"].append({
+        "faults": options.faults, "only": options.only, "rounds": options.rounds, "watched_s": options.watch,
+        "hosts_at_once": options.hosts, "cores": os.cpu_count(),
+        "began": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+    })  # fmt: skip
 
     def one(job: tuple[Variant, str]) -> None:
         variant, fault = job
@@ -205,7 +210,7 @@ def load() -> dict[str, Any]:
     try:
         figures: dict[str, Any] = json.loads((RESULTS / "faults.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        figures = {"setting": {}, "cases": {}}
+        figures = {"runs": [], "cases": {}}
     return figures
 
 
@@ -218,18 +223,17 @@ def save(figures: dict[str, Any]) -> None:
 
 def table(figures: dict[str, Any]) -> str:
     """The figures as a page."""
-    setting = figures["setting"]
+    last = figures["runs"][-1]
     loads = [r["load"] for faults in figures["cases"].values() for rounds in faults.values() for r in rounds]
     shown = [fault for fault in FAULTS if any(fault in faults for faults in figures["cases"].values())]
     lines = [
         "# From the fault to the first alert / to the next completion, in seconds",
         "",
-        (
-            f"Median of {setting['rounds']} rounds (least–most; where most were never, no further one was run); "
-            f"never: not within {setting['watched_s']:g} s; –: cannot alert. "
-            f"{setting['began']}, {setting['cores']} cores, {setting['hosts_at_once']} hosts at once, "
-            f"load {min(loads):g} to {max(loads):g} (median {statistics.median(loads):g})."
-        ),
+        f"Median of {last['rounds']} rounds (least–most); where most were never, no further one was run. Never: not",
+        f"within {last['watched_s']:g} s (broken binary: one round of {BROKEN_S:g} s). –: cannot alert.",
+        f"{last['cores']} cores, {last['hosts_at_once']} hosts at once,",
+        f"load {min(loads):g} to {max(loads):g} (median {statistics.median(loads):g}).",
+        *(f"Run of {run['began']}: {run['only'] or 'all watchers'}; {run['faults']}." for run in figures["runs"]),
         "",
         "| watcher | " + " | ".join(FAULTS[fault] for fault in shown) + " |",
         "|---" * (len(shown) + 1) + "|",
