@@ -16,6 +16,8 @@ from agent.model import Json
 VERSION = 1
 MAX_REQUEST_BYTES = 64 << 10
 """A request or an inspector's `before` above this size is refused unread."""
+SAID_LIMIT = 300
+"""Characters of what is said about a request that is not valid."""
 
 ULID = r"^[0-7][0-9A-HJKMNP-TV-Z]{25}$"
 NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
@@ -104,7 +106,8 @@ def parse(kind: type[_Message], line: bytes | str) -> Any:
         return kind.model_validate_json(line)
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'request'}: {e['msg']}" for e in error.errors())
-        raise UsageError(f"not a valid request: {wrong}", code="request-invalid") from error
+        # Bounded: the names of unknown keys are the peer's words, and what is refused goes on record.
+        raise UsageError(f"not a valid request: {wrong}"[:SAID_LIMIT], code="request-invalid") from error
 
 
 def line(message: _Message) -> bytes:

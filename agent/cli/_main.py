@@ -178,7 +178,7 @@ def _follow(live: Any, session: Session) -> Any:
         terminal = session.stdout.isatty()
         if line.transient and not terminal:
             continue
-        text = _coloured(line.text, session.colour)
+        text = _coloured(_harmless(line.text), session.colour)
         session.stdout.write(("\r\x1b[K" if pending else "") + text + ("" if line.transient else "\n"))
         session.stdout.flush()
         pending = line.transient
@@ -188,7 +188,7 @@ def _print_result(result: Result, session: Session) -> None:
     if session.as_json:
         _print_envelope(result.kind, result.data, result.errors, session)
         return
-    text = result.text(session.width).rstrip("\n")
+    text = _harmless(result.text(session.width)).rstrip("\n")
     if text:
         session.stdout.write(_coloured(text, session.colour) + "\n")
     for problem in () if result.told else result.errors:
@@ -220,7 +220,14 @@ def _spoken(problem: Problem) -> str:
         lines.append(f"  where: {problem.where}")
     if problem.hint:
         lines.append(f"  do:    {problem.hint}")
-    return "\n".join(lines) + "\n"
+    return _harmless("\n".join(lines)) + "\n"
+
+
+def _harmless(text: str) -> str:
+    """The text without what would steer a terminal: an engine names its models, a caller its reasons as it likes."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(each if each.isprintable() or each in "\n\t" else "\N{REPLACEMENT CHARACTER}" for each in text)
 
 
 def _mistakes(error: ConfigurationError) -> str:

@@ -10,11 +10,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agent import ledger, protocol, recover, runner, transcript
-from agent.host import ipc
+from agent.host import ipc, spawn
+from agent.host.commands import PATH
 from agent.host.ipc import Lines
 from agent.ledger import Kind
 from agent.protocol import Request
@@ -233,3 +235,12 @@ def test_a_request_without_end_is_refused(tmp_path: Path, children: list[Child])
     children.append(run_in_child(World(tmp_path)))
     children[0].here.send(b"x" * (protocol.MAX_REQUEST_BYTES + 10))
     assert refused(list(children[0].events())) == "request-too-large"
+
+
+def test_a_runner_that_the_command_line_starts_has_an_environment_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: dict[str, Any] = {}
+    monkeypatch.setenv("LD_PRELOAD", "/home/x/evil.so")
+    monkeypatch.setenv("HOLDFAST_BOOT_ID", "abc")
+    monkeypatch.setattr(spawn.subprocess, "Popen", lambda argv, **options: started.update(options))
+    spawn.runner().close()
+    assert started["env"] == {"PATH": PATH, "LC_ALL": "C.UTF-8", "HOLDFAST_BOOT_ID": "abc"}

@@ -228,6 +228,25 @@ def test_an_interrupted_verb_is_130(verb: Any) -> None:
     assert holdfast("status").code == 130
 
 
+def test_what_an_engine_or_a_caller_said_cannot_steer_the_terminal(verb: Any) -> None:
+    def live() -> Any:
+        yield Progress("model \x1b]0;mine\x07")
+        return Result("status", {}, plain("héllo\x1b[2J\tthere\x9b1m\n"))
+
+    verb(live)
+    said = holdfast("status").out
+    assert not [letter for letter in said if not letter.isprintable() and letter not in "\n\t"]
+    assert "héllo" in said
+
+
+def test_an_error_cannot_steer_the_terminal_either(verb: Any) -> None:
+    def wrong() -> Any:
+        raise UsageError("no runbook '\x1b[2J'")
+
+    verb(wrong)
+    assert "\x1b" not in holdfast("status").err
+
+
 def test_words_of_status_are_coloured_on_a_terminal_only(verb: Any) -> None:
     verb(lambda: Result("status", {}, plain("CRITICAL x")))
     assert holdfast("status", typed="").out == "\x1b[31mCRITICAL\x1b[0m x\n"

@@ -15,6 +15,7 @@ from agent.host import Space
 from agent.model import Moment
 from agent.views.note import DaemonNote
 from tests.support.cli import RUN, absent, holdfast, tree
+from tests.support.fake_files import Directory
 from tests.support.fake_host import START, FakeHost, unreachable
 from tests.unit.test_cli_run import BOOK, CONFIG, CONTROL, FILES, Daemon
 from tests.unit.test_cli_status import LIVING, box
@@ -389,3 +390,10 @@ def test_a_host_that_was_never_set_up_is_told_everything() -> None:
     bare.files.entries["/proc/1/stat"] = ""
     found = ailments(bare)
     assert {"daemon", "no-receiver", "no-engine", "autonomy", "no-heartbeat", "journal"} <= set(found)
+
+
+def test_root_does_not_run_the_daemon_over_the_store_of_its_user() -> None:
+    owned = FakeHost.build({"/var/lib/holdfast": Directory(uid=990), "/etc/holdfast/holdfast.toml": CONFIG})
+    said = holdfast("daemon", host=owned)
+    assert said.code == 77
+    assert "belongs to the daemon's user" in said.err
