@@ -144,6 +144,9 @@ FOR_A_PERSON = frozenset({"budget", "same-failure-twice", "incurable", "host-onc
 """Decision codes after which nothing more is tried."""
 HANDS_OFF = frozenset({"paused", "change-open"})
 """Decision codes under which a fault is told quietly: a person is at work."""
+CALLS = frozenset({"escalated", "needs-approval"})
+CALLED_FOR = frozenset({"opened", "raised"})
+"""What opens or gets worse and calls for a person in one step rings once: as the call."""
 REFUSED_AGAIN_S = 60.0
 """How long to wait before asking again after the runner refused without saying when."""
 
@@ -490,9 +493,11 @@ class Reconciler:
             return
         # Told as it stands after the whole step: a page says what was decided, not only that something opened.
         final = {each.id: each for each in incidents}
+        calls = {transition.incident for _, transition in told if transition.kind in CALLS}
         alerts = [
             alert
             for incident, transition in told
+            if not (transition.kind in CALLED_FOR and transition.incident in calls)
             for alert in self._enqueue(final.get(incident.id, incident), transition)
         ]
         self.store.commit(material, [transition for _, transition in told], alerts)

@@ -180,14 +180,15 @@ def _title(incident: Incident, transition: Transition, origin: Origin) -> str:
 def _body(incident: Incident, transition: Transition, origin: Origin) -> str:
     command = _command(incident)
     now = transition.text if transition.text != incident.summary else ""
+    left = incident.left or _left(incident, origin)
     parts = [
         ("", incident.summary, 200),
         ("Since ", since_words(incident.since, origin), 60),
         ("Now: ", now, 120),
         ("Evidence: ", incident.evidence, 160),
         ("Tried: ", "; ".join(incident.tried[-3:]) or "nothing yet", 160),
-        ("Left: ", incident.left or _left(incident, origin), 120),
-        ("Why not: ", incident.decision if incident.decision != now else "", 120),
+        ("Left: ", left, 120),
+        ("Why not: ", incident.decision if incident.decision not in (now, left) else "", 120),
         ("Also: ", ", ".join(incident.folded), 60),
     ]
     room = BODY_LENGTH - len(command) - len("\nType: ")

@@ -214,14 +214,12 @@ def test_a_spent_budget_hands_over_to_a_person_once(scene: Scene) -> None:
     assert scene.incident().command == "sudo holdfast run restart-engine"
 
 
-def test_what_nobody_may_cure_starts_critical_and_escalates(scene: Scene) -> None:
+def test_what_nobody_may_cure_is_critical_and_rings_once_as_the_call_for_a_person(scene: Scene) -> None:
     scene.decision = Decision(False, "a restart cannot cure this", "incurable")
     scene.result("engine.unit", Verdict.DEAD)
     scene.explain()
-    assert scene.told == [
-        ("engine-dead", "opened", Urgency.CRITICAL),
-        ("engine-dead", "escalated", Urgency.CRITICAL),
-    ]
+    assert scene.told == [("engine-dead", "escalated", Urgency.CRITICAL)]
+    assert [each.kind for each in scene.store.transitions(scene.incident().id)] == ["opened", "escalated"]
 
 
 def test_observing_says_what_would_be_done_and_starts_nothing(scene: Scene) -> None:
@@ -237,7 +235,7 @@ def test_asking_pages_the_command_that_approves(scene: Scene) -> None:
     scene.decision = Decision(False, "autonomy is ask", "needs-approval", needs_approval=True)
     scene.result("engine.unit", Verdict.DEAD)
     scene.explain()
-    assert scene.kinds() == ["opened", "needs-approval"]
+    assert scene.kinds() == ["needs-approval"]
     assert scene.incident().command == f"sudo holdfast incident approve {scene.incident().id}"
     scene.decision = ALLOWED
     (asked,) = [effect for effect in scene.send(Tick(), after=1) if isinstance(effect, StartRun)]
