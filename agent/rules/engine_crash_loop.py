@@ -16,6 +16,9 @@ CRASHES = 3
 WITHIN_S = 600.0
 """Three crashes within ten minutes are a loop: fewer may be bad luck; systemd gives up after five in ten seconds."""
 
+GIVE_UP_S = 15.0
+"""By default systemd gives up after five starts within ten seconds; then the engine is dead, which is another cause."""
+
 
 def diagnose(results: Results, now: Moment) -> Iterable[Finding]:
     """A unit that keeps crashing while systemd keeps it going; one that lies dead is `engine-dead`."""
@@ -45,7 +48,7 @@ RULE = Rule(
     id="engine-crash-loop",
     title="The engine crashes again and again",
     reads=("engine.unit",),
-    confirm=Confirm(clear_s=30.0),
+    confirm=Confirm(for_s=GIVE_UP_S, clear_s=30.0),
     diagnose=diagnose,
     manual=True,
 )
