@@ -116,7 +116,8 @@ class Config:
         if engine is None or not subject.startswith("engine:"):
             return None
         kind = plugin.engines()[engine.kind]
-        target = Target(subject, settings.params, settings.every_s, kind, engine)
+        own_every_s = getattr(engine, check.own_every_s, None) if check.own_every_s else None
+        target = Target(subject, settings.params, own_every_s or settings.every_s, kind, engine)
         return target if check.applies(target) else None
 
     def subjects(self) -> Iterator[str]:

@@ -136,6 +136,7 @@ class Daemon:
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT."""
+        logs.set_level(self._config.daemon.log_level)
         signal.signal(signal.SIGTERM, lambda *_: self._stop())
         signal.signal(signal.SIGINT, lambda *_: self._stop())
         signal.signal(signal.SIGHUP, lambda *_: self._reload.set())
@@ -366,6 +367,7 @@ class Daemon:
             log.info("configuration reloaded")
             self._config = self._adviser.config = self._courier.config = settings
             self._adviser.runbooks = runbooks
+            logs.set_level(settings.daemon.log_level)
             self._report("holdfast.configuration", Status.OK, "valid")
             self._take(ConfigurationChanged(settings))
             self._lookout.watch(settings)

@@ -29,8 +29,14 @@ def to_journal(level: str, stream: TextIO | None = None) -> None:
     """Send everything from `level` ("debug", "info", "warning", "error") on to the journal, which is stderr."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(_JournalFormatter())
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.basicConfig(handlers=[handler], force=True)
     # A record that cannot be formatted or written would otherwise be printed raw, before the redaction.
     logging.raiseExceptions = False
+    set_level(level)
     for noisy in ("apscheduler", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def set_level(level: str) -> None:
+    """Say everything from `level` on, from now on."""
+    logging.getLogger().setLevel(level.upper())

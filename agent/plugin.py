@@ -68,7 +68,7 @@ class EngineSettings(Parameters):
     stop_grace_s: float = Field(default=3.0, ge=0, le=600)
     """How long a stop may take before SIGKILL, seconds. A wedged server never stops by itself."""
     idle_canary_s: float | None = Field(default=None, gt=0)
-    """Ask for one token this often while idle, seconds. Unset: only on suspicion and to prove a repair."""
+    """Ask for one token this often, where a slot is free, seconds. Unset: only to prove a repair."""
 
     @field_validator("url")
     @classmethod
@@ -140,6 +140,7 @@ class Check:
 
     scope: "host" runs once, "engine" once for every configured engine.
     every_s: cadence in seconds; 0 means only when asked for.
+    own_every_s: the engine's setting that says how often it runs there (seconds, None: as `every_s` says).
     on_suspicion_s: a shorter cadence while the last result was not OK, 0 for none.
     applies: False makes the check appear nowhere for this target.
     needs_before: judged by comparing two observations, so without a `before` the frame observes twice,
@@ -156,6 +157,7 @@ class Check:
     judge: Callable[[Observed, Observed | None, Any], Judgement]
     params: type[Parameters] = NoParameters
     applies: Callable[[Target], bool] = everywhere
+    own_every_s: str = ""
     on_suspicion_s: float = 0.0
     needs_before: bool = False
     apart_s: float = 5.0

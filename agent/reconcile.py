@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from agent import incident as machine
@@ -300,7 +300,7 @@ class Reconciler:
         return [CheckNow(check, about) for check, about in sorted(keys)]
 
     def _targets(self, subject: str) -> Iterable[tuple[plugin.Check, plugin.Target]]:
-        return ((c, t) for c, t in self.config.targets() if t.subject == subject and c.every_s > 0)
+        return ((c, t) for c, t in self.config.targets() if t.subject == subject and t.every_s > 0)
 
     def _reconfigure(self, config: Config) -> None:
         self.config = config
@@ -340,9 +340,10 @@ class Reconciler:
         return effects
 
     def _forget_stale(self, now: Moment) -> None:
-        on_demand = {check.id for check in plugin.checks().values() if check.every_s == 0}
-        for key, result in list(self.results.items()):
-            if key[0] in on_demand and now.since(result.at) > ON_DEMAND_S:
+        old = [key for key, result in self.results.items() if now.since(result.at) > ON_DEMAND_S]
+        regular = {(check.id, target.subject) for check, target in self.config.targets() if target.every_s > 0}
+        for key in old:
+            if key not in regular and key[0] not in SELF_CHECKS:
                 del self.results[key]
 
     def _world(
@@ -350,6 +351,7 @@ class Reconciler:
     ) -> machine.Circumstances:
         confirm: dict[str, Confirm] = {rule.id: rule.confirm for rule in plugin.rules().values()}
         confirm["rule-failed"] = EVENT
+        confirm["check-unknown"] = replace(confirm["check-unknown"], for_s=self.config.pager.unknown_after_s)
         return machine.Circumstances(
             confirm=confirm,
             held=self._held(),

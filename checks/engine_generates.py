@@ -80,4 +80,12 @@ def judge(now: Observed, before: Observed | None, params: NoParameters) -> Judge
     return Judgement(status, now.reason)
 
 
-CHECK = Check(id="engine.generates", scope="engine", every_s=0.0, timeout_s=TIMEOUT_S, observe=observe, judge=judge)
+CHECK = Check(
+    id="engine.generates",
+    scope="engine",
+    every_s=0.0,
+    own_every_s="idle_canary_s",
+    timeout_s=TIMEOUT_S,
+    observe=observe,
+    judge=judge,
+)

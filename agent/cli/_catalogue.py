@@ -112,7 +112,8 @@ def _document(package: str, identifier: str) -> tuple[str, str]:
 def _check(check: plugin.Check) -> Entry:
     title, text = _document("checks", check.id)
     read_by = sorted(rule.id for rule in plugin.rules().values() if check.id in (*rule.reads, *rule.explainers))
-    facts = [("runs", f"every {check.every_s:g} s" if check.every_s else "only when asked for")]
+    runs = f"every {check.every_s:g} s" if check.every_s else "only when asked for"
+    facts = [("runs", f"{runs}, or as often as {check.own_every_s} says" if check.own_every_s else runs)]
     if check.on_suspicion_s:
         facts.append(("when not OK", f"every {check.on_suspicion_s:g} s"))
     facts += [

@@ -35,7 +35,7 @@ RULE = Rule(
     id="check-unknown",
     title="A check cannot tell",
     reads=(),
-    confirm=Confirm(for_s=900.0),
+    confirm=Confirm(for_s=900.0),  # `unknown_after_s` in the configuration takes its place
     diagnose=diagnose,
     manual=True,
 )

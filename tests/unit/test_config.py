@@ -90,3 +90,9 @@ def test_two_engines_cannot_share_a_unit_because_locks_and_budgets_are_per_engin
 def test_engines_without_a_unit_share_nothing() -> None:
     bare = ENGINE.replace('unit = "chat.service"\n', "")
     assert len(load(bare + bare.replace("chat", "other", 1)).engines) == 2
+
+
+def test_the_idle_canary_is_run_as_often_as_the_engine_says() -> None:
+    cadence = {c.id: t.every_s for c, t in load(ENGINE + "idle_canary_s = 120\n").targets()}
+    assert cadence["engine.generates"] == 120
+    assert {c.id: t.every_s for c, t in load(ENGINE).targets()}["engine.generates"] == 0

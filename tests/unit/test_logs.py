@@ -46,3 +46,11 @@ def test_what_is_below_the_level_is_not_said(said: Callable[[], str]) -> None:
     logging.getLogger("a").debug("noise")
     logging.getLogger("apscheduler.scheduler").warning("noise")
     assert said() == ""
+
+
+def test_the_level_can_be_changed_while_running(said: Callable[[], str]) -> None:
+    logs.set_level("error")
+    logging.getLogger("a").warning("quiet")
+    logs.set_level("debug")
+    logging.getLogger("a").debug("loud")
+    assert said() == "<7>loud\n"

@@ -31,6 +31,7 @@ from agent.model import (
 from agent.protocol import Request
 from agent.reconcile import (
     EXPLAIN_S,
+    ON_DEMAND_S,
     Acknowledged,
     Advice,
     CheckNow,
@@ -397,3 +398,27 @@ def test_looks_that_say_nothing_new_are_not_written(scene: Scene, monkeypatch: p
     for _ in range(10):
         scene.result("engine.unit", Verdict.DEAD, after=1, **{"unit.failure": "killed by SIGKILL"})
     assert commits == []
+
+
+def test_how_long_unknown_may_last_is_configured(scene: Scene) -> None:
+    patience = scene.loop.config.pager.model_copy(update={"unknown_after_s": 30.0})
+    scene.loop = scene.fresh(replace(scene.loop.config, pager=patience))
+    scene.result("engine.alive", Verdict.UNKNOWN)
+    scene.send(Tick(), after=29)
+    assert scene.told == []
+    scene.send(Tick(), after=2)
+    assert scene.told == [("check-unknown", "opened", Urgency.INFO)]
+
+
+def test_the_answer_of_a_canary_that_is_only_asked_on_demand_is_soon_old(scene: Scene) -> None:
+    scene.result("engine.generates", Verdict.WEDGED)
+    scene.send(Tick(), after=ON_DEMAND_S + 1)
+    assert ("engine.generates", CHAT) not in scene.loop.results
+
+
+def test_the_answer_of_a_canary_that_is_asked_regularly_stands_until_the_next(scene: Scene) -> None:
+    engine = scene.loop.config.engines[0].model_copy(update={"idle_canary_s": 600.0})
+    scene.loop = scene.fresh(replace(scene.loop.config, engines=(engine,)))
+    scene.result("engine.generates", Verdict.WEDGED)
+    scene.send(Tick(), after=ON_DEMAND_S + 1)
+    assert scene.loop.results[("engine.generates", CHAT)].verdict is Verdict.WEDGED
