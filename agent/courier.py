@@ -6,7 +6,7 @@ The thread that owns the store plans and records; workers make the attempts and 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -108,6 +108,13 @@ class Courier:
             last_words.forget(self._host)
         except FileTrouble as error:
             log.warning("%s", error.message)
+
+    def told_before(self, incidents: Iterable[Incident]) -> None:
+        """What was told is forgotten: whatever these incidents rang may still ring, so a resolve must follow."""
+        receivers = [settings.name for settings in self.config.receivers]
+        for incident in incidents:
+            for key in message.keys(incident):
+                self._store.told_elsewhere(receivers, key)
 
     def stop(self) -> None:
         """Leave what is under way; the outbox repeats it."""

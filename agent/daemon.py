@@ -238,6 +238,7 @@ class Daemon:
                 self._take(ResultArrived(frame.unknown(check, subject, why, now, now)))
         if self._store.generation != self._generation:
             self._generation = self._store.generation
+            self._courier.told_before(self._reconciler.open_incidents())
             self._reconciler.recommit(now)
         reports = {
             "holdfast.store": (Status.CRITICAL, self._store.degraded) if self._store.degraded else None,

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
+import traceback
+from types import TracebackType
 from typing import TextIO
 
 from agent.host.process import redact_argv
+
+log = logging.getLogger(__name__)
 
 _PREFIX = {
     logging.DEBUG: "<7>",
@@ -33,8 +38,16 @@ def to_journal(level: str, stream: TextIO | None = None) -> None:
     # A record that cannot be formatted or written would otherwise be printed raw, before the redaction.
     logging.raiseExceptions = False
     set_level(level)
+    sys.excepthook = lambda kind, _, trace: log.critical("crashed: %s", _place(kind, trace))
+    threading.excepthook = lambda args: log.critical("a thread crashed: %s", _place(args.exc_type, args.exc_traceback))
     for noisy in ("apscheduler", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def _place(kind: type[BaseException], trace: TracebackType | None) -> str:
+    """What a bug of ours was and the way to it; not its message, which may quote what an engine said."""
+    way = (f"{frame.filename.rsplit('/', 2)[-1]}:{frame.lineno}" for frame in traceback.extract_tb(trace))
+    return " > ".join((kind.__name__, *way))
 
 
 def set_level(level: str) -> None:

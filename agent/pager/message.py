@@ -82,6 +82,11 @@ def alerts(incident: Incident, transition: Transition, origin: Origin) -> tuple[
     return told
 
 
+def keys(incident: Incident) -> tuple[str, ...]:
+    """Every key under which something about this incident may have been told."""
+    return tuple(incident.key + beside for beside in ("", *_BESIDE))
+
+
 def over_before_told(trigger: Alert | None, resolve: Alert) -> Alert:
     """One event in place of a trigger that was never told and its resolve, with the original times."""
     before = trigger or resolve

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -89,6 +90,21 @@ def test_a_receiver_that_fails_is_tried_again_and_reported_after_ten_minutes(sce
     here.settle()
     assert here.store.depth() == {}
     assert here.courier.report(here.host.clock.now()) is None
+
+
+def test_what_rang_before_the_memory_was_lost_is_resolved_all_the_same(scene: Callable[..., Scene]) -> None:
+    here = scene({f"POST {PAGER}": 202})
+    now = here.host.clock.now()
+    incident = Incident(
+        "01J", "holdfast/01234567/engine-dead/engine:chat", "engine-dead", "engine:chat", Phase.ESCALATED,
+        Urgency.CRITICAL, "chat is dead", "exit 1", now.wall, now, now,
+    )  # fmt: skip
+    here.courier.told_before([incident])
+    here.tell("resolved")
+    for _ in range(4):
+        here.settle()
+    resolved = {json.loads(call.body)["dedup_key"].rpartition("/")[2] for call in here.host.http.calls}
+    assert resolved == {"engine:chat", "critical", "escalated", "approval"}
 
 
 def test_a_receiver_that_refuses_is_reported_at_once(scene: Callable[..., Scene]) -> None:

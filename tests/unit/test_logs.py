@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
+import sys
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -16,10 +18,12 @@ def said(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
     root = logging.getLogger()
     handlers, level, journal = root.handlers[:], root.level, io.StringIO()
     monkeypatch.setattr(logging, "raiseExceptions", True)
+    hooks = sys.excepthook, threading.excepthook
     for handler in handlers:
         root.removeHandler(handler)  # what pytest put there must not be closed
     logs.to_journal("info", journal)
     yield journal.getvalue
+    sys.excepthook, threading.excepthook = hooks
     root.handlers[:] = handlers
     root.setLevel(level)
 
@@ -54,3 +58,16 @@ def test_the_level_can_be_changed_while_running(said: Callable[[], str]) -> None
     logs.set_level("debug")
     logging.getLogger("a").debug("loud")
     assert said() == "<7>loud\n"
+
+
+def test_a_crash_is_told_by_its_place_and_not_by_its_message(said: Callable[[], str]) -> None:
+    try:
+        float("a prompt")
+    except ValueError:
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+    thread = threading.Thread(target=lambda: int("another prompt"))
+    thread.start()
+    thread.join()
+    assert "prompt" not in said()
+    assert said().count("ValueError > ") == 2
+    assert "test_logs.py:" in said()
