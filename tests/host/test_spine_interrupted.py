@@ -157,4 +157,5 @@ def test_an_operators_hand_during_a_run_wins(host: Boot, hand: str, killed: bool
     assert scene.host.unit(scene.engine.unit, "ActiveState") != {"ActiveState": "active"}
     assert scene.starts() == 1
     outcomes(scene)
+    print([(page.key, page.action, page.severity, page.summary) for page in scene.pages()])
     told(f"operator's {hand}: {place.name}{', runner killed' if killed else ''}", "down", then(scene))

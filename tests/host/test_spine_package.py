@@ -160,9 +160,11 @@ def test_a_daemon_that_hangs_is_killed_by_its_watchdog_told_and_serves_again(hos
             lambda: scene.host.main_pid("holdfast.service") not in (0, before), 150, "the next daemon", every=1
         )
     assert "Watchdog timeout" in scene.host.journal("holdfast.service")
-    scene.page(lambda page: page.finding.startswith("daemon-"), 60, "the page about the watchdog")
+    scene.page(lambda page: page.finding == "daemon-restarted", 60, "the event about the watchdog")
     time.sleep(10)
-    told = [page for page in scene.pages() if page.finding.startswith("daemon-")]
-    assert [page.action for page in told] == ["trigger", "resolve"]
+    told = [page for page in scene.pages() if page.finding.startswith("daemon-") or "daemon-" in page.key]
+    assert [page.action for page in told] == ["trigger", "resolve"], "told once; an event is resolved at once"
+    assert told[0].severity == "info"
+    assert "SIGABRT" in told[0].message
     kill(scene.host, scene.engine.pid)
     scene.resolved("engine-dead", 120)

@@ -67,8 +67,13 @@ def wait_resolved(scene: Watched, timeout: float = 120) -> None:
 
 
 def taken(scene: Watched) -> list[Page]:
-    """What the pager accepted."""
-    return [page for page in scene.pages() if page.status == 202]
+    """What the pager accepted about the engine. (That the daemon was killed is told too, once and quietly.)"""
+    return [page for page in about_engine(scene) if page.status == 202]
+
+
+def about_engine(scene: Watched) -> list[Page]:
+    """Every attempt to tell of the engine."""
+    return [page for page in scene.pages() if page.finding == "engine-dead"]
 
 
 def assert_in_order(scene: Watched) -> None:
@@ -124,9 +129,9 @@ def test_a_fault_that_nobody_heard_of_becomes_one_event_with_its_times(host: Boo
     beaten = [each.at for each in beats.events()]
     assert not [at for at in beaten if failed + 3 < at < silent_until], "it must be silent while nobody was told"
     beats.wait_for(lambda each: each.at > silent_until, 60)
-    told = [page for page in scene.pages() if page.key == event.key]
+    told = [page for page in about_engine(scene) if page.key == event.key]
     assert {page.action for page in told[:-1]} == {"trigger"}
-    others = [page for page in scene.pages() if page.key != event.key]
+    others = [page for page in about_engine(scene) if page.key != event.key]
     assert {(page.action, page.status) for page in others} == {("trigger", 500)}, "none of these was taken"
     assert_in_order(scene)
 
@@ -182,10 +187,10 @@ def test_a_pager_that_drops_answers_hears_the_same_state_again(host: Boot) -> No
     scene.host.wait_for(lambda: len(scene.pages()) >= 1, 60, "the first attempt")
     wait_resolved(scene)
     kill_daemon(scene)
-    scene.host.wait_for(lambda: len(scene.pages()) >= 2, 120, "a repeat")
+    scene.host.wait_for(lambda: len(about_engine(scene)) >= 2, 120, "a repeat")
     scene.inbox.behave(202)
     scene.resolved("engine-dead", ARRIVES_S)
-    pages = [(page.key, page.action) for page in scene.pages()]
+    pages = [(page.key, page.action) for page in about_engine(scene)]
     assert pages == [*[(pages[0][0], "trigger")] * (len(pages) - 1), (pages[0][0], "resolve")]
 
 
@@ -239,6 +244,9 @@ def test_an_acknowledgement_reaches_the_pager(host: Boot) -> None:
     assert acknowledged.key == told.key
     shown = json.loads(scene.host.run("holdfast", "incident", "show", "--json", check=False).stdout)
     assert shown["data"]["acknowledged_by"]
+    status = scene.host.run("holdfast", "status", check=False)
+    assert status.returncode == 2
+    assert "DAEMON IS DOWN" not in status.stdout
     scene.host.run("systemctl", "start", scene.engine.unit)
     scene.resolved("engine-dead", 120)
 
