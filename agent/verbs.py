@@ -76,6 +76,13 @@ def refuse(host: Host, request_id: str, uid: int, tell: Callable[[Event], None],
         log.warning("refused uid %d: %s: %s", uid, decision.code, decision.reason)
 
 
+def _unusable(error: ConfigurationError) -> str:
+    """Why no run starts, in one line that a page can carry."""
+    first, others = error.mistakes[0], len(error.mistakes) - 1
+    more = f" and {others} more mistake{'s' if others > 1 else ''}" if others else ""
+    return f"the configuration is wrong, so no run starts (holdfast check --config): {first}{more}"
+
+
 def preload() -> None:
     """Load every plug-in and every data file now, so that a package upgrade during a run cannot break it."""
     plugin.actions()
@@ -106,7 +113,7 @@ def serve(
             settings = config.load(host.files, owner=owner)
             books = runbook.load(host.files, owner=owner)
         except ConfigurationError as error:
-            refuse(host, request.id, uid, tell, Decision(False, error.message[:2000], "configuration"))
+            refuse(host, request.id, uid, tell, Decision(False, _unusable(error), "configuration"))
             return
     else:
         settings, books = Config(), Runbooks()
