@@ -269,3 +269,8 @@ def test_evidence_changes_nothing() -> None:
     plan = planned(EVIDENCE, host, gpu=False)
     assert commands(plan) == []
     assert plan.before is None
+
+
+def test_a_masked_unit_that_still_runs_is_not_stopped_because_it_could_not_be_started_again() -> None:
+    host = FakeHost.build(files=CGROUP, units={"chat.service": {"UnitFileState": "masked"}})
+    assert refusal(planned(RESTART, host, gpu=False)) == "operator-masked"
