@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from agent import ledger, plugin
+from agent import facts, ledger, plugin
 from agent.config import Config
 from agent.decide import Caller, DecisionFacts, UnitFacts, decide
 from agent.errors import FileTrouble
@@ -57,7 +57,7 @@ class Adviser:
 
     def __call__(self, finding: Finding, now: Moment) -> Advice:
         """The runbook for this finding, and whether it may run now."""
-        engine = self.config.engine(finding.subject.removeprefix("engine:"))
+        engine = facts.engine_of(self.config, finding.subject)
         runbook = self.runbooks.runbook_for(finding.id, engine.kind if engine else None)
         explain = f"holdfast explain {finding.id}"
         if runbook is None:
@@ -75,11 +75,12 @@ class Adviser:
     def _decide(self, runbook: Runbook, finding: Finding, now: Moment) -> Decision:
         records = self.records()
         paused = ledger.paused(records, now)
-        engine = self.config.engine(finding.subject.removeprefix("engine:"))
-        facts = DecisionFacts(
+        engine = facts.engine_of(self.config, finding.subject)
+        known = facts.has_subject(self.config, runbook, finding.subject) and (engine is None or engine.unit is not None)
+        gathered = DecisionFacts(
             autonomy=self.config.autonomy_for(runbook.id),
             caller=Caller.DAEMON,
-            known=engine is not None and engine.unit is not None,
+            known=known,
             attempts=ledger.attempts(records),
             paused_until=paused.until if paused else None,
             approved=any(
@@ -89,7 +90,7 @@ class Adviser:
             unit=self._unit(finding.subject),
             incurable=finding.summary if finding.incurable else "",
         )
-        return decide(runbook, finding.subject, facts, now)
+        return decide(runbook, finding.subject, gathered, now)
 
     def _unit(self, subject: str) -> UnitFacts | None:
         seen = self._results().get(("engine.unit", subject))

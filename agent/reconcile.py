@@ -186,6 +186,7 @@ class Reconciler:
         self.config = config
         self.store = store
         self.results: dict[tuple[str, str], CheckResult] = dict(store.load_results())
+        self._watched: set[tuple[str, str]] = set()
         self._forget_unwatched()
         self.incidents: dict[machine.Key, Incident] = {}
         for each in store.load_incidents(open_only=False, limit=200):
@@ -255,6 +256,8 @@ class Reconciler:
             self._settle(subject, now)
 
     def _arrived(self, result: CheckResult) -> None:
+        if (result.check, result.subject) not in self._watched and result.check not in SELF_CHECKS:
+            return  # it was still being looked at when the configuration dropped it
         known = self.results.get((result.check, result.subject))
         self.results[(result.check, result.subject)] = result
         self._unsaved[(result.check, result.subject)] = result
@@ -308,10 +311,10 @@ class Reconciler:
 
     def _forget_unwatched(self) -> None:
         """Results of what is not configured (any more) say nothing, here and after the next start."""
-        wanted = {(check.id, target.subject) for check, target in self.config.targets()}
-        for key in [key for key in self.results if key not in wanted and key[0] not in SELF_CHECKS]:
+        self._watched = {(check.id, target.subject) for check, target in self.config.targets()}
+        for key in [key for key in self.results if key not in self._watched and key[0] not in SELF_CHECKS]:
             del self.results[key]
-        self.store.keep_results(wanted)
+        self.store.keep_results(self._watched)
 
     # one step
 

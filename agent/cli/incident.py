@@ -95,6 +95,7 @@ def approve(
     from agent.cli import _follow
     from agent.cli._common import need_root
     from agent.config import load
+    from agent.facts import engine_of
     from agent.runbook import load as load_runbooks
 
     session = current()
@@ -102,7 +103,7 @@ def approve(
     with memory() as store:
         found = pick(store, incident)
     settings = load(session.host.files)
-    engine = settings.engine(found.subject.removeprefix("engine:"))
+    engine = engine_of(settings, found.subject)
     book = load_runbooks(session.host.files).runbook_for(found.finding, engine.kind if engine else None)
     if book is None:
         raise Refused(

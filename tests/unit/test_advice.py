@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from agent.errors import FileTrouble
 from agent.host.files import RealFiles
 from agent.model import Autonomy, CheckResult, Finding, Moment, Observation, Status, Verdict
 from agent.plugin import engines
+from agent.runbook import Runbooks
 from tests.support.fake_host import FakeHost
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -96,3 +98,14 @@ def test_a_ledger_that_was_never_written_is_no_trouble() -> None:
     advise, _ = adviser()
     assert advise.records() == ()
     assert advise.unreadable == ""
+
+
+def test_a_runbook_for_the_host_is_not_mistaken_for_one_of_an_engine_called_host() -> None:
+    advise, now = adviser()
+    engine = advise.config.engines[0].model_copy(update={"name": "host"})
+    for_host = replace(advise.runbooks.by_id["restart-engine"], findings=("driver-drift",), steps=())
+    advise.config = replace(advise.config, engines=(engine,))
+    advise.runbooks = Runbooks({for_host.id: replace(for_host, engines=("llama.cpp",))})
+    assert advise(DRIFT, now).runbook is None
+    advise.runbooks = Runbooks({for_host.id: for_host})
+    assert advise(DRIFT, now).decision.allow

@@ -331,6 +331,13 @@ def test_an_engine_that_is_no_longer_configured_leaves_nothing_open(scene: Scene
     assert scene.store.transitions(scene.incident().id)[-1].text == "it is not watched any more"
 
 
+def test_a_look_that_ends_after_its_engine_was_removed_is_not_heard(scene: Scene) -> None:
+    scene.send(ConfigurationChanged(replace(scene.loop.config, engines=())))
+    scene.result("engine.unit", Verdict.DEAD)
+    scene.send(Tick(), after=60)
+    assert scene.told == []
+
+
 def test_an_engine_that_was_removed_while_the_daemon_was_down_leaves_nothing_open(scene: Scene) -> None:
     scene.decision = Decision(False, "autonomy is observe", "autonomy-observe")
     scene.result("engine.unit", Verdict.DEAD)
