@@ -15,7 +15,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future
+from concurrent import futures
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -329,7 +329,7 @@ class Daemon:
 
     def _in_main(self, ask: Callable[[], Answer]) -> Answer:
         """Ask the thread that owns the store and the incidents. Raises DaemonUnreachable when it is stuck."""
-        answer: Future[Answer] = Future()
+        answer: futures.Future[Answer] = futures.Future()
 
         def carry_out() -> None:
             try:
@@ -340,7 +340,7 @@ class Daemon:
         self._news.put(carry_out)
         try:
             return answer.result(MAIN_S)
-        except TimeoutError as error:
+        except futures.TimeoutError as error:  # the built-in one only since Python 3.11
             raise DaemonUnreachable("the daemon is busy and did not answer in time") from error
 
     def _stop(self) -> None:
@@ -387,7 +387,8 @@ class Daemon:
         urgencies = [each.urgency for each in self._reconciler.open_incidents()]
         attempts = ledger.attempts(self._adviser.records())
         ended = Counter((each.runbook, str(each.outcome)) for each in attempts if each.outcome)
-        health = self._store.receivers()
+        health, depth = self._store.receivers(), self._store.depth()
+        receivers = [settings.name for settings in self._config.receivers]
         return metrics.Snapshot(
             version=__version__,
             driver_running=str(loaded or ""),
@@ -401,10 +402,10 @@ class Daemon:
             ),
             incidents_open=Counter(urgencies),
             runs=dict(ended),
-            outbox_depth={settings.name: 0 for settings in self._config.receivers} | self._store.depth(),
+            outbox_depth={name: depth.get(name, 0) for name in receivers},
             receivers_failing=frozenset(name for name, each in health.items() if each.failing_since),
             loop_lag_s=self._lag_s,
-            last_token_at=self._tokens,
+            last_token_at={name: at for name, at in self._tokens.items() if self._config.engine(name)},
             paused=ledger.paused(self._adviser.records(), self._host.clock.now()) is not None,
         )
 
