@@ -43,7 +43,8 @@ def observe(host: Host, target: Target, before: Observed | None) -> Iterable[Obs
         else:
             yield Observation("next.problem", change.words)
         return
-    known = dict((before.value("known") if before is not None else None) or {})
+    kept = before.value("known") if before is not None else None
+    known = dict(kept) if isinstance(kept, dict) else {}
     yield from _later(driver_truth.future(host, known))
     yield Observation("known", kernel_modules.still_there(host, known))
 
@@ -84,9 +85,11 @@ def _drift(now: Observed, kernel: str, version: str, wanted: str | None) -> Judg
 def _since(before: Observed | None, now: Moment) -> Moment:
     """When the change of packages was first seen."""
     said = before.value("change.since") if before is not None else None
-    if isinstance(said, list) and len(said) == 3:
-        return Moment(float(said[0]), float(said[1]), str(said[2]))
-    return now
+    match said:
+        case [int() | float() as wall, int() | float() as boot_s, str() as boot_id]:
+            return Moment(wall, boot_s, boot_id)
+        case _:
+            return now
 
 
 def _now(truth: Present) -> Iterator[Observation]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from agent.cli._result import Result, plain, rfc3339
 from agent.cli._session import current
 from agent.cli._verb import Verb
 from agent.errors import FileTrouble, Refused
-from agent.model import Status
+from agent.model import CheckResult, Json, Status, worst
 
 if TYPE_CHECKING:
     from agent.host import Host
@@ -20,32 +21,40 @@ LOCK_FILE = "/etc/holdfast/driver.lock"
 
 @dataclass(frozen=True, slots=True)
 class Versions:
-    """The three versions that should be one, None where there is none; `problem` is what is wrong with the lock."""
+    """The versions that should be one, None where there is none; `problem` is what is wrong with the lock."""
 
     locked: str | None
     problem: str
     loaded: str | None
     library: str | None
+    cuda: str | None = None
 
 
 def versions(host: Host) -> Versions:
-    """The three versions as they are now. Raises FileTrouble."""
+    """The versions as they are now. Raises FileTrouble."""
     from agent.host import driver
 
     lock = driver.read_lock(host, LOCK_FILE)
-    return Versions(lock.version, str(lock.problem or ""), driver.loaded_version(host), driver.library_version(host))
+    return Versions(
+        lock.version,
+        str(lock.problem or ""),
+        driver.loaded_version(host),
+        driver.library_version(host),
+        driver.library_version(host, driver.CUDA_LIBRARY),
+    )
 
 
 def judge(found: Versions) -> tuple[Status, str]:
-    """Whether the three agree, in a status and one line."""
-    there = {version for version in (found.locked, found.loaded, found.library) if version}
+    """Whether they agree, in a status and one line."""
+    there = {version for version in (found.locked, found.loaded, found.library, found.cuda) if version}
+    libraries = {version for version in (found.library, found.cuda) if version}
     if found.problem and found.problem != "absent":
         return Status.CRITICAL, f"the lock is {found.problem}: sudo holdfast lock write"
     if not found.loaded and not found.library:
         if found.locked:
             return Status.CRITICAL, f"the lock demands {found.locked}, and no driver is there"
         return Status.OK, "no NVIDIA driver and no lock: nothing to agree on"
-    if found.loaded and found.library and found.loaded != found.library:
+    if found.loaded and libraries - {found.loaded}:
         return Status.CRITICAL, "the loaded driver and the libraries on disk differ: a restarted engine loses its GPU"
     if not found.locked:
         return Status.WARNING, "not locked: sudo holdfast lock write"
@@ -57,16 +66,28 @@ def judge(found: Versions) -> tuple[Status, str]:
 
 
 def show() -> Result:
-    """Show the locked, the loaded and the installed version, and whether they agree."""
+    """Show every truth about the driver: locked, loaded, on disk, and what the next boot would load."""
+    from agent import plugin
+    from agent.cli._checks import run_now
+    from agent.plugin import Target
     from agent.views import texts
 
     found = versions(current().host)
-    status, words = judge(found)
-    rows = (
+    checks = [plugin.checks()[name] for name in ("driver.next_boot", "driver.packages", "host.reboot")]
+    results = run_now([(check, Target("host", check.params(), check.every_s)) for check in checks])
+    boot, packages, reboot = results
+    verdicts = [judge(found), (boot.status, boot.summary), (packages.status, packages.summary)]
+    status = worst(each for each, _ in verdicts)
+    words = next(text for each, text in verdicts if each is status)
+    rows = [
         ("lock", found.locked or found.problem or "absent", LOCK_FILE),
         ("loaded", found.loaded or "none", "the kernel module that runs now"),
-        ("library", found.library or "none", "libnvidia-ml.so.1 on disk"),
-    )
+        ("libnvidia-ml", found.library or "none", "on disk: what nvidia-smi and monitoring load"),
+        ("libcuda", found.cuda or "none", "on disk: what an engine loads when it starts"),
+        *_boot_rows(boot),
+        ("packages", _package_versions(packages), packages.summary),
+        ("reboot", "armed" if reboot.value("reboot.armed") else "-", reboot.summary),
+    ]
     data = {
         "status": status.value,
         "summary": words,
@@ -74,6 +95,8 @@ def show() -> Result:
         "problem": found.problem or None,
         "loaded": found.loaded,
         "library": found.library,
+        "cuda": found.cuda,
+        **{name: _facts(result) for name, result in zip(("next_boot", "packages", "reboot"), results, strict=True)},
     }
     return Result(
         "lock",
@@ -85,8 +108,40 @@ def show() -> Result:
     )
 
 
+def _boot_rows(boot: CheckResult) -> list[tuple[str, str, str]]:
+    """What the running kernel would load again, and what the next one will."""
+    rows = []
+    for what, prefix in (("running kernel", "running"), ("next boot", "next")):
+        problem = boot.value(f"{prefix}.problem") or boot.value(f"{prefix}.driver_problem")
+        kernel, why = boot.value(f"{prefix}.release"), boot.value(f"{prefix}.how") or "would load again"
+        if problem or not kernel:
+            nothing = boot.value("traces") is False
+            rows.append((what, "-" if nothing else "unknown", boot.summary if nothing else problem or boot.summary))
+            continue
+        source = boot.value(f"{prefix}.absent") or boot.value(f"{prefix}.stale") or boot.value(f"{prefix}.path")
+        rows.append((what, boot.value(f"{prefix}.version") or "none", f"{kernel} ({why}): {source}"))
+    secure = boot.value("secure_boot")
+    if secure:
+        rows.append(("Secure Boot", "on", f"the module is signed by {boot.value('next.signer') or 'nobody'}"))
+    return rows
+
+
+def _package_versions(packages: CheckResult) -> str:
+    found = {package["driver"] for package in packages.value("packages") or () if package["driver"]}
+    return ", ".join(sorted(found)) or "-"
+
+
+def _facts(result: CheckResult) -> Json:
+    """What a check saw, by name; what it only keeps for its next look is left out."""
+    kept = ("known", "stamp", "change.since")
+    seen = {each.name: each.value for each in result.evidence if each.name not in kept}
+    return {"status": result.status.value, "summary": result.summary, **seen}
+
+
 def write(force: Force = False) -> Result:
-    """Lock the driver that is loaded now."""
+    """Lock the driver that is loaded now; refused where the host contradicts itself."""
+    from agent.host import driver_truth
+
     session = current()
     need_root(session, "holdfast lock write")
     found = versions(session.host)
@@ -94,39 +149,46 @@ def write(force: Force = False) -> Result:
         raise Refused(
             "no NVIDIA driver is loaded: there is no version to lock", hint="load the driver first", code="no-driver"
         )
-    disagree = found.library is not None and found.library != found.loaded
-    if disagree and not force:
+    now, later = driver_truth.present(session.host), driver_truth.future(session.host, {})
+    wrong = driver_truth.contradictions(now, later)
+    if wrong and not force:
+        libraries = any(version not in (None, found.loaded) for version in (found.library, found.cuda))
+        mend = "reboot or reload the driver" if libraries else "mend that (holdfast lock show)"
         raise Refused(
-            f"the loaded driver is {found.loaded}, the libraries on disk are {found.library}",
-            hint="reboot or reload the driver first; or write it all the same: sudo holdfast lock write --force",
-            code="driver-mismatch",
+            "; ".join(wrong),
+            hint=f"{mend} first; or write it all the same: sudo holdfast lock write --force",
+            code="driver-mismatch" if libraries else "driver-inconsistent",
         )
+    doubts = driver_truth.unreadable(now, later)
     if found.locked == found.loaded and not found.problem:
-        return _written(found.loaded, f"{LOCK_FILE} already says {found.loaded}", changed=False)
-    note = f"forced: the libraries on disk were {found.library}" if disagree else ""
+        return _written(found.loaded, f"{LOCK_FILE} already says {found.loaded}", doubts, changed=False)
     try:
-        text = lock_text(found.loaded, at=session.host.clock.now().wall, who=session.caller, note=note)
+        notes = [f"forced: {each}" for each in wrong] + [f"not told: {each}" for each in doubts]
+        text = lock_text(found.loaded, at=session.host.clock.now().wall, who=session.caller, notes=notes)
         session.host.files.write_atomic(LOCK_FILE, text, 0o644)
     except FileTrouble as error:
         error.hint = error.hint or "the package makes this directory: is holdfast installed?"
         raise
-    return _written(found.loaded, f"{LOCK_FILE} now says {found.loaded}", changed=True)
+    return _written(found.loaded, f"{LOCK_FILE} now says {found.loaded}", doubts, changed=True)
 
 
-def _written(version: str, text: str, *, changed: bool) -> Result:
-    return Result("lock-written", {"path": LOCK_FILE, "locked": version, "changed": changed}, plain(text))
+def _written(version: str, text: str, doubts: Sequence[str], *, changed: bool) -> Result:
+    data = {"path": LOCK_FILE, "locked": version, "changed": changed, "not_told": list(doubts)}
+    return Result("lock-written", data, plain("\n".join([text, *(f"could not be checked: {each}" for each in doubts)])))
 
 
-def lock_text(version: str, *, at: float, who: str, note: str = "") -> str:
+def lock_text(version: str, *, at: float, who: str, notes: Sequence[str] = ()) -> str:
     """The lock file's text: who locked what and when, then the version alone on its line."""
-    words = "".join(c for c in who if c.isprintable())[:64]
     lines = [
         "# The NVIDIA driver this host must run: holdfast explain driver.lock",
-        f"# locked {rfc3339(at)} by {words}",
+        f"# locked {rfc3339(at)} by {_one_line(who)[:64]}",
+        *(f"# {_one_line(note)}" for note in notes),
     ]
-    if note:
-        lines.append(f"# {note}")
     return "\n".join([*lines, version, ""])
+
+
+def _one_line(text: str) -> str:
+    return "".join(character for character in text if character.isprintable())
 
 
 def verify() -> Result:

@@ -82,34 +82,45 @@ def future(host: Host, known: Known) -> Future:
     return Future(following, coming, running, secure_boot)
 
 
-def disagreements(now: Present, later: Future) -> Iterator[str]:
-    """Every way in which the truths contradict each other or cannot be told, in words; none when all is one. Pure.
+def contradictions(now: Present, later: Future) -> tuple[str, ...]:
+    """Every way in which this host contradicts itself, in words; () when all is one. Pure.
 
-    The lock is left out: this says whether the host is consistent with itself, as it must be before a lock is written.
+    The lock is left out: this says whether the host is fit to be locked.
     """
     loaded = now.loaded.version
-    for name, reading in (("the loaded module", now.loaded), ("libnvidia-ml", now.library), ("libcuda", now.cuda)):
-        if reading.problem:
-            yield f"{name}: {reading.problem}"
-        elif loaded and reading.version not in (None, loaded):
-            yield f"the loaded module is {loaded}, {name} on disk is {reading.version}"
-    if later.next.problem and later.next.by != "container":
-        yield f"which kernel boots next cannot be told: {later.next.problem}"
+    found = [
+        f"the loaded module is {loaded}, {name} on disk is {reading.version}"
+        for name, reading in (("libnvidia-ml", now.library), ("libcuda", now.cuda))
+        if loaded and reading.version not in (None, loaded)
+    ]
+    for which, kernel in _kernels(later):
+        if kernel.absent:
+            found.append(f"{which}, {kernel.release}, would load no driver: {kernel.absent}")
+        elif kernel.version and loaded and kernel.version != loaded:
+            found.append(f"the loaded module is {loaded}, {which}, {kernel.release}, would load {kernel.version}")
+        if kernel.stale:
+            found.append(kernel.stale)
+    return tuple(found)
+
+
+def unreadable(now: Present, later: Future) -> tuple[str, ...]:
+    """Every truth that cannot be told, with the reason. Pure."""
+    readings = (("the loaded module", now.loaded), ("libnvidia-ml", now.library), ("libcuda", now.cuda))
+    found = [f"{name}: {reading.problem}" for name, reading in readings if reading.problem]
+    if later.next.problem:
+        found.append(f"which kernel boots next: {later.next.problem}")
+    found += [f"what {which} loads: {kernel.problem}" for which, kernel in _kernels(later) if kernel.problem]
+    return tuple(found)
+
+
+def _kernels(later: Future) -> Iterator[tuple[str, KernelDriver]]:
+    """The kernels that matter, once each. In a container they are its host's business, and so is the driver."""
+    if later.next.by == "container":
+        return
     if later.coming is not None:
-        yield from _kernel("the kernel that boots next", later.coming, loaded)
+        yield "the kernel that boots next", later.coming
     if later.running is not None and (later.coming is None or later.coming.release != later.running.release):
-        yield from _kernel("the running kernel", later.running, loaded)
-
-
-def _kernel(which: str, found: KernelDriver, loaded: str | None) -> Iterator[str]:
-    if found.problem:
-        yield f"what {which} ({found.release}) loads cannot be told: {found.problem}"
-    elif found.absent:
-        yield f"{which} ({found.release}) would load no driver: {found.absent}"
-    elif loaded and found.version != loaded:
-        yield f"the loaded module is {loaded}, {which} ({found.release}) would load {found.version}"
-    if found.stale:
-        yield found.stale
+        yield "the running kernel", later.running
 
 
 def _reading(read: Callable[[], str | None]) -> Reading:

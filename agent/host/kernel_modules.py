@@ -241,7 +241,7 @@ def _listing_has_driver(host: Host, path: str) -> bool:
         except CommandFailed as error:
             if error.code != "command-not-found":
                 raise
-            trouble = error.message
+            trouble = trouble or error.message
             continue
         if answer.rc == 0:
             return _IN_INITRAMFS.search(answer.stdout) is not None

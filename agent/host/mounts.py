@@ -7,6 +7,7 @@ host. PID 1 lives in the host's namespace, and its list of mounts is readable by
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from agent.errors import FileTrouble
 from agent.host import Host
@@ -19,14 +20,36 @@ LIMIT = 8 << 20
 def read_only(host: Host, path: str) -> bool | None:
     """Whether PID 1 sees the path read-only, by its mount or by its file system; None when that cannot be told.
 
-    The format is that of proc_pid_mountinfo(5). Raises FileTrouble(missing) when the path does not exist.
+    Raises FileTrouble(missing) when the path does not exist.
     """
+    found = _mount(host, path)
+    return None if found is None else "ro" in (*found.options, *found.super_options)
+
+
+def device(host: Host, path: str) -> str | None:
+    """The device of the file system that holds the path, "254:0"; None when that cannot be told.
+
+    Raises FileTrouble(missing) when the path does not exist.
+    """
+    found = _mount(host, path)
+    return None if found is None else found.device
+
+
+@dataclass(frozen=True, slots=True)
+class _Mount:
+    device: str
+    options: tuple[str, ...]
+    super_options: tuple[str, ...]
+
+
+def _mount(host: Host, path: str) -> _Mount | None:
+    """The mount that holds the path, as PID 1 sees it. The format is that of proc_pid_mountinfo(5)."""
     real = host.files.realpath(path)
     try:
         lines = host.files.read_text(MOUNTS, LIMIT).splitlines()
     except FileTrouble:
         return None
-    found: tuple[str, bool] | None = None
+    found: tuple[str, _Mount] | None = None
     for line in lines:
         mounted, _, source = line.partition(" - ")
         fields, about = mounted.split(), source.split()
@@ -35,7 +58,7 @@ def read_only(host: Host, path: str) -> bool | None:
         point = _plain(fields[4])
         # The deepest mount holds the path; of several on one point the last one covers the others.
         if _below(real, point) and (found is None or len(point) >= len(found[0])):
-            found = (point, "ro" in (*fields[5].split(","), *about[2].split(",")))
+            found = (point, _Mount(fields[2], tuple(fields[5].split(",")), tuple(about[2].split(","))))
     return None if found is None else found[1]
 
 

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from agent.errors import CommandFailed, FileTrouble, InternalError
-from agent.host import Host
+from agent.host import Host, mounts
 from agent.model import Json
 
 STATUS = "/var/lib/dpkg/status"
@@ -115,18 +115,17 @@ def transaction(host: Host) -> Transaction | None:
 
     The kernel lists who holds a lock (proc_locks(5)); nothing is locked or opened here.
     """
-    inodes = {}
-    for path in LOCKS:
-        if host.files.exists(path):
-            inodes[str(host.files.stat(path).inode)] = path
-    if inodes:
-        for line in host.files.read_text("/proc/locks", 4 << 20).splitlines():
-            words = line.split()
-            # "1: POSIX  ADVISORY  WRITE 1234 fe:00:131077 0 EOF"; a waiter has "->" in the second place
-            if len(words) >= 6 and words[1] == "POSIX" and words[5].rpartition(":")[2] in inodes:
-                pid = int(words[4]) if words[4].isdecimal() else 0
-                command = _command(host, pid)
-                return Transaction(pid, command, f"{command or 'a program'} (pid {pid}) is changing packages")
+    locks = {str(host.files.stat(path).inode): path for path in LOCKS if host.files.exists(path)}
+    for line in host.files.read_text("/proc/locks", 4 << 20).splitlines() if locks else ():
+        words = line.split()
+        # "1: POSIX  ADVISORY  WRITE 1234 fe:00:131077 0 EOF"; a waiter has "->" in the second place
+        if len(words) < 6 or words[1] != "POSIX" or words[5].count(":") != 2:
+            continue
+        major, minor, inode = words[5].split(":")
+        if inode in locks and _same_device(host, locks[inode], major, minor):
+            pid = int(words[4]) if words[4].isdecimal() else 0
+            command = _command(host, pid)
+            return Transaction(pid, command, f"{command or 'a program'} (pid {pid}) is changing packages")
     if host.files.exists(UPDATES) and any(name.isdecimal() for name in host.files.listdir(UPDATES)):
         return Transaction(0, "dpkg", "dpkg was interrupted: sudo dpkg --configure -a")
     return None
@@ -136,6 +135,15 @@ def stamp(host: Host) -> str:
     """What changes whenever dpkg has changed anything: inode, size and time of its status file. Raises FileTrouble."""
     seen = host.files.stat(STATUS)
     return f"{seen.inode}:{seen.size}:{seen.mtime!r}"
+
+
+def _same_device(host: Host, path: str, major: str, minor: str) -> bool:
+    """Whether a lock on this device (hexadecimal, as /proc/locks has it) can be one on the path; yes when unknown."""
+    known = mounts.device(host, path)
+    try:
+        return known in (None, f"{int(major, 16)}:{int(minor, 16)}")
+    except ValueError:
+        return False
 
 
 def _command(host: Host, pid: int) -> str:

@@ -1,7 +1,7 @@
 """The kernel that boots next would load no NVIDIA driver: after a reboot or a power cut no engine has a GPU.
 
 The kernel trap: a new kernel came, the driver's packages were held or the module was not linked or built for it. What
-runs now is not touched by it. What to do, before any reboot: install the module for that kernel
+runs now is not touched by it. What to do: before any reboot, install the module for that kernel
 (linux-modules-nvidia-BRANCH-KERNEL where modules come ready, its headers and `dkms autoinstall -k KERNEL` where they
 are built), or let GRUB boot the last good kernel (`grub-set-default`).
 """

@@ -1,7 +1,7 @@
 """This host reboots by itself soon, and after that reboot the NVIDIA driver is gone, unfit or another one.
 
 A scheduled shutdown, or unattended-upgrades with Automatic-Reboot, while the next boot has no driver or not the locked
-one. What to do, before the time is up: `sudo shutdown -c` cancels a scheduled reboot, and removing
+one. What to do: before the time is up, `sudo shutdown -c` cancels a scheduled reboot, and removing
 `/run/reboot-required` holds unattended-upgrades' one back; then mend the next boot (`holdfast lock show`).
 """
 

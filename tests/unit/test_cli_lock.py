@@ -7,8 +7,9 @@ import pytest
 from agent.cli.lock import Versions, judge
 from agent.host.driver import read_lock
 from agent.model import Status
-from tests.support.cli import holdfast
+from tests.support.cli import Said, holdfast
 from tests.support.fake_host import FakeHost, Link
+from tests.support.kernels import NEW, OLD, kernel, libraries, modinfo, module_path, running, tells
 
 LOCK = "/etc/holdfast/driver.lock"
 LOADED = {"/sys/module/nvidia/version": "580.178.04\n"}
@@ -35,23 +36,65 @@ OTHER_LIBRARY = {
         (Versions(None, "absent", "1", "2"), Status.CRITICAL),
         (Versions("1", "", None, "1"), Status.CRITICAL),
         (Versions("1", "", None, None), Status.CRITICAL),
+        (Versions("1", "", "1", "1", "1"), Status.OK),
+        (Versions("1", "", "1", "1", "2"), Status.CRITICAL),
     ],
 )
-def test_the_three_versions_agree_or_do_not(versions: Versions, status: Status) -> None:
+def test_the_versions_agree_or_do_not(versions: Versions, status: Status) -> None:
     assert judge(versions)[0] is status
 
 
-def test_show_puts_lock_loaded_and_library_side_by_side() -> None:
-    said = holdfast("lock", "show", host=FakeHost.build({**LOADED, **LIBRARY, LOCK: "580.178.04\n"}))
-    assert said.code == 0
-    assert said.out.count("580.178.04") == 4
-    data = holdfast("lock", "show", "--json", host=FakeHost.build({**LOADED, **OTHER_LIBRARY})).json["data"]
-    assert (data["locked"], data["problem"], data["loaded"], data["library"]) == (
-        None,
-        "absent",
-        "580.178.04",
-        "590.10",
+PLACE = "kernel/nvidia-580srv/nvidia.ko"
+
+
+def box(*with_module: str, loaded: str = "580.178.04", **more: str) -> FakeHost:
+    """A consistent host on an old and a new kernel; those named have the loaded driver's module."""
+    files = {**running(OLD, loaded), **libraries(loaded), **kernel(OLD), **kernel(NEW)}
+    for release in with_module:
+        files |= kernel(release, PLACE)
+    answers = {module_path(release, PLACE): modinfo(loaded, release) for release in with_module}
+    return FakeHost.build({**files, **more}, commands=tells(answers))  # type: ignore[arg-type]
+
+
+def test_show_puts_every_truth_side_by_side() -> None:
+    said = holdfast("lock", "show", host=box(OLD, NEW, **{LOCK: "580.178.04\n"}), width=200)
+    assert said.code == 0, said.out
+    rows = {line[:16].strip(): line[16:].split()[0] for line in said.out.splitlines()[1:7]}
+    truths = ("lock", "loaded", "libnvidia-ml", "libcuda", "running kernel", "next boot")
+    assert rows == dict.fromkeys(truths, "580.178.04")
+    assert f"{NEW} (newest kernel in /boot, no boot loader found): {module_path(NEW, PLACE)}" in " ".join(
+        said.out.split()
     )
+    assert said.out.splitlines()[-1].startswith("OK")
+
+
+def test_show_names_the_trap_before_it_snaps() -> None:
+    said = holdfast("lock", "show", host=box(OLD, **{LOCK: "580.178.04\n"}), width=120)
+    assert said.code == 2
+    assert f"next boot       none        {NEW}" in said.out
+    assert "has no NVIDIA driver" in said.out
+
+
+def test_show_says_what_cannot_be_told_and_by_whom() -> None:
+    said = holdfast("lock", "show", host=box(OLD, NEW, **{LOCK: "580.178.04\n"}), uid=1000, width=120)
+    assert said.code == 3
+    assert "next boot       unknown     cannot tell: only root can observe this" in said.out
+
+
+def test_show_as_json_has_every_truth_by_name() -> None:
+    data = holdfast("lock", "show", "--json", host=box(OLD)).json["data"]
+    assert (data["locked"], data["problem"], data["loaded"], data["library"], data["cuda"]) == (
+        None, "absent", "580.178.04", "580.178.04", "580.178.04",
+    )  # fmt: skip
+    assert data["next_boot"]["next.release"] == NEW
+    assert data["next_boot"]["next.absent"] == f"kernel {NEW} has no nvidia module"
+    assert "known" not in data["next_boot"]
+
+
+def test_show_on_a_host_without_nvidia_is_quiet() -> None:
+    said = holdfast("lock", "show", host=FakeHost.build({"/boot/vmlinuz-6.1": ""}))
+    assert said.code == 0
+    assert "no NVIDIA driver" in said.out
 
 
 def test_write_locks_the_loaded_version_and_says_who_and_when() -> None:
@@ -76,7 +119,37 @@ def test_write_refuses_while_driver_and_libraries_disagree() -> None:
 def test_write_with_force_says_so_in_the_file() -> None:
     host = FakeHost.build({**LOADED, **OTHER_LIBRARY})
     assert holdfast("lock", "write", "--force", host=host).code == 0
-    assert "# forced: the libraries on disk were 590.10" in host.files.read_text(LOCK)
+    said = "# forced: the loaded module is 580.178.04, libnvidia-ml on disk is 590.10"
+    assert said in host.files.read_text(LOCK).splitlines()
+    assert read_lock(host).version == "580.178.04"
+
+
+def wrote(host: FakeHost, *options: str) -> Said:
+    return holdfast("lock", "write", *options, host=host)
+
+
+def test_write_refuses_a_host_whose_next_boot_would_break_it() -> None:
+    said = wrote(box(OLD))
+    assert said.code == 77
+    assert "[driver-inconsistent]" in said.err
+    assert f"the kernel that boots next, {NEW}, would load no driver" in " ".join(said.err.split())
+    assert wrote(box(OLD, NEW)).code == 0
+
+
+def test_write_refuses_a_library_of_another_version() -> None:
+    host = box(OLD, NEW)
+    host.files.entries |= libraries("580.178.04", cuda="590.10")
+    assert "libcuda on disk is 590.10" in wrote(host).err
+    assert wrote(host, "--force").code == 0
+    assert "# forced: the loaded module is 580.178.04, libcuda on disk is 590.10" in host.files.read_text(LOCK)
+
+
+def test_write_says_what_it_could_not_check() -> None:
+    host = FakeHost.build({**LOADED, **LIBRARY})
+    said = wrote(host)
+    assert said.code == 0
+    assert "could not be checked: which kernel boots next" in said.out
+    assert "# not told: which kernel boots next" in host.files.read_text(LOCK)
     assert read_lock(host).version == "580.178.04"
 
 

@@ -84,3 +84,10 @@ def test_no_rule_crashes_on_results_without_evidence(rows: list[tuple[str, str, 
     found = diagnose(plugin.rules(), results, NOW)
     assert "rule-failed" not in {finding.id for finding in found}
     assert len({finding.key for finding in found}) == len(found), "one finding for each cause and subject"
+
+
+def test_one_page_tells_of_a_broken_next_boot_and_the_reboot_into_it() -> None:
+    rows = yaml.safe_load((DATA / "reboot-will-break" / "fires" / "results.yaml").read_text(encoding="utf-8"))
+    (found,) = diagnose(plugin.rules(), results_of(rows), NOW)
+    assert found.id == "reboot-will-break"
+    assert found.folded[0].startswith("next-boot-no-driver: ")
