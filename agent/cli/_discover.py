@@ -64,7 +64,7 @@ def discover(host: Host) -> Discovery:
     from agent.host import driver
 
     notes: list[str] = []
-    engines = tuple(_engines(host, notes))
+    engines = _one_per_unit(tuple(_engines(host, notes)), notes)
     return Discovery(
         gpus=tuple(gpus(host)),
         loaded=driver.loaded_version(host),
@@ -215,6 +215,16 @@ def _fingerprint(host: Host, url: str, likely: tuple[str, ...]) -> tuple[str, Ma
         if settings is not None:
             return kind, settings
     return None
+
+
+def _one_per_unit(engines: tuple[FoundEngine, ...], notes: list[str]) -> tuple[FoundEngine, ...]:
+    """The oldest process of each unit: a router's models listen too, and a unit can only be restarted as a whole."""
+    kept: dict[str, FoundEngine] = {}
+    for engine in sorted(engines, key=lambda each: each.pid):
+        first = kept.setdefault(engine.unit or engine.url, engine)
+        if first is not engine:
+            notes.append(f"{engine.url} (pid {engine.pid}) is in {engine.unit} too, beside {first.url}: left out")
+    return tuple(each for each in engines if each in kept.values())
 
 
 def _named(engines: tuple[FoundEngine, ...]) -> tuple[FoundEngine, ...]:

@@ -60,6 +60,20 @@ def test_the_gpu_the_driver_and_the_engine_are_found_with_its_unit() -> None:
     assert (engine.unit, engine.pid) == ("chat-7b.service", 42)
 
 
+def test_a_router_and_its_models_are_one_engine() -> None:
+    host = box(**{
+        "/proc/net/tcp": HEAD + row("0100007F", 9000, 111) + row("0100007F", 45001, 444),
+        "/proc/43/fd/3": Link("socket:[444]"),
+        "/proc/43/cmdline": "/opt/llama.cpp/bin/llama-server\0--port\045001\0",
+        "/proc/43/cgroup": "0::/system.slice/chat-7b.service\n",
+    })  # fmt: skip
+    host.http.answer("http://127.0.0.1:45001/*", LLAMA)
+    found = discover(host)
+    assert [engine.url for engine in found.engines] == ["http://127.0.0.1:9000"]
+    assert "left out" in found.notes[-1]
+    assert valid(render(found, Choices())).engines
+
+
 def test_nothing_but_what_looks_like_an_engine_is_asked() -> None:
     host = box()
     discover(host)
