@@ -100,6 +100,7 @@ class Adviser:
         return UnitFacts(
             name=str(seen.value("unit.name") or subject),
             operator_stopped=bool(seen.value("unit.operator")),
+            unknown="" if seen.value("unit.operator", False) is not None else "nobody can tell whose hand stopped it",
             busy=state if state in BUSY_STATES or seen.value("unit.pending") else "",
         )
 

@@ -62,6 +62,7 @@ def test_what_no_runbook_cures_is_a_persons_with_the_page_that_explains_it() -> 
     ("unit", "code"),
     [
         ({"unit.active": "inactive", "unit.operator": True}, "operator-stopped"),
+        ({"unit.active": "failed", "unit.operator": None}, "cannot-tell"),
         ({"unit.active": "activating"}, "unit-busy"),
         ({"unit.active": "failed", "unit.pending": True}, "unit-busy"),
     ],
