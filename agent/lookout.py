@@ -102,6 +102,10 @@ class Lookout:
 
     def stop(self) -> None:
         """Stop looking. A worker that hangs is left behind."""
+        with self._lock:
+            self._targets = {}
+        # Without jobs first: the scheduler's thread would stumble over one that is due while it is shut down.
+        self._scheduler.remove_all_jobs()
         self._scheduler.shutdown(wait=False)
 
     def _look(self, key: Key) -> None:
