@@ -13,8 +13,8 @@ from agent.config import Config
 from agent.decide import Caller, DecisionFacts, UnitFacts, decide
 from agent.errors import FileTrouble
 from agent.host import Host
+from agent.messages import Advice
 from agent.model import CheckResult, Decision, Finding, Moment
-from agent.reconcile import Advice
 from agent.runbook import Runbook, Runbooks
 
 BUSY_STATES = ("activating", "deactivating", "reloading")

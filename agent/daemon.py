@@ -30,6 +30,18 @@ from agent.host import Host
 from agent.host.events import RealEvents
 from agent.host.real import real_host
 from agent.lookout import Lookout
+from agent.messages import (
+    SELF_CHECKS,
+    Acknowledged,
+    CheckNow,
+    ConfigurationChanged,
+    Effect,
+    Message,
+    ResultArrived,
+    RunReported,
+    SelfReported,
+    Tick,
+)
 from agent.model import (
     CheckResult,
     Json,
@@ -42,19 +54,7 @@ from agent.model import (
 from agent.pager import last_words
 from agent.plugin import Check, Target
 from agent.protocol import Control, Request
-from agent.reconcile import (
-    SELF_CHECKS,
-    Acknowledged,
-    CheckNow,
-    ConfigurationChanged,
-    Effect,
-    Message,
-    Reconciler,
-    ResultArrived,
-    RunReported,
-    SelfReported,
-    Tick,
-)
+from agent.reconcile import Reconciler
 from agent.views import metrics
 from agent.views.note import NOTE, NOTE_EVERY_S, TOKENS, daemon_note, note_of
 

@@ -9,24 +9,35 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
 from agent import incident as machine
 from agent import plugin
 from agent.config import Config
 from agent.diagnose import diagnose
 from agent.frame import unknown
+from agent.messages import (
+    SELF_CHECKS,
+    Acknowledged,
+    Advice,
+    Advise,
+    CheckNow,
+    ConfigurationChanged,
+    Effect,
+    Enqueue,
+    Message,
+    ResultArrived,
+    RunReported,
+    SelfReported,
+    StartRun,
+)
 from agent.model import (
-    Alert,
     CheckResult,
-    Decision,
     Finding,
     Incident,
     Moment,
     Outcome,
     Phase,
     Results,
-    Run,
     Status,
     Transition,
 )
@@ -38,8 +49,6 @@ log = logging.getLogger(__name__)
 
 EXPLAIN_S = 2.0
 """How long the checks that could explain a cause are awaited before it opens; then they count as UNKNOWN."""
-SELF_CHECKS = frozenset({"holdfast.store", "holdfast.configuration", "holdfast.pager", "holdfast.runner"})
-"""Results that the daemon reports of itself; no check observes them."""
 SAVE_S = 10.0
 """Results that say nothing new are written this often: what a crash loses is memory that checks can do without."""
 ON_DEMAND_S = 60.0
@@ -47,98 +56,6 @@ ON_DEMAND_S = 60.0
 SETTLE_S = 10.0
 """How long fresh results about a subject are awaited when a run on it has ended, or when the daemon begins."""
 
-
-# --- what happened --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class ResultArrived:
-    """A check answered."""
-
-    result: CheckResult
-
-
-@dataclass(frozen=True, slots=True)
-class RunReported:
-    """The runner answered: a run ended, was refused, or (run None) was never heard of."""
-
-    id: str
-    run: Run | None
-    decision: Decision | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Acknowledged:
-    """A person has seen an incident."""
-
-    incident: str
-    who: str
-
-
-@dataclass(frozen=True, slots=True)
-class ConfigurationChanged:
-    """A new, valid configuration."""
-
-    config: Config
-
-
-@dataclass(frozen=True, slots=True)
-class SelfReported:
-    """Something the daemon knows of itself: its store, its configuration, its pager. `check` is in SELF_CHECKS."""
-
-    check: str
-    status: Status
-    summary: str
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time passed."""
-
-
-Message: TypeAlias = ResultArrived | RunReported | Acknowledged | ConfigurationChanged | SelfReported | Tick
-
-
-# --- what must be done ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class CheckNow:
-    """Make a check due."""
-
-    check: str
-    subject: str
-
-
-@dataclass(frozen=True, slots=True)
-class StartRun:
-    """Ask the runner for a run, or for the outcome of one asked for earlier (a repeated id runs nothing twice)."""
-
-    request: Request
-
-
-Effect: TypeAlias = CheckNow | StartRun
-
-
-# --- what is asked --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Advice:
-    """What could be done about a finding: the runbook (None: a person acts), and whether it may run now.
-
-    left: what a person does when nothing else will. command: what she types, "" when there is nothing to type.
-    """
-
-    runbook: str | None
-    decision: Decision
-    left: str = ""
-    command: str = ""
-
-
-Advise: TypeAlias = Callable[[Finding, Moment], Advice]
-Enqueue: TypeAlias = Callable[[Incident, Transition], Sequence[tuple[str, Alert]]]
-"""Which alerts a stored transition becomes, and for which receivers."""
 
 FOR_A_PERSON = frozenset({"budget", "same-failure-twice", "incurable", "host-once-a-day", "unknown-subject"})
 """Decision codes after which nothing more is tried."""
@@ -149,9 +66,6 @@ CALLED_FOR = frozenset({"opened", "raised"})
 """What opens or gets worse and calls for a person in one step rings once: as the call."""
 REFUSED_AGAIN_S = 60.0
 """How long to wait before asking again after the runner refused without saying when."""
-
-
-# --- the loop -------------------------------------------------------------------------------------------------
 
 
 @dataclass

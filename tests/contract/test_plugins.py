@@ -12,7 +12,7 @@ import pytest
 
 from agent import plugin, runbook
 from agent.host.real import real_host
-from agent.reconcile import SELF_CHECKS
+from agent.messages import SELF_CHECKS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = {

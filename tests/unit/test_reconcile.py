@@ -12,6 +12,18 @@ import pytest
 
 from agent import plugin
 from agent.config import CheckSettings, Config
+from agent.messages import (
+    Acknowledged,
+    Advice,
+    CheckNow,
+    ConfigurationChanged,
+    Effect,
+    Message,
+    ResultArrived,
+    RunReported,
+    StartRun,
+    Tick,
+)
 from agent.model import (
     Alert,
     CheckResult,
@@ -29,21 +41,7 @@ from agent.model import (
     Verdict,
 )
 from agent.protocol import Request
-from agent.reconcile import (
-    EXPLAIN_S,
-    ON_DEMAND_S,
-    Acknowledged,
-    Advice,
-    CheckNow,
-    ConfigurationChanged,
-    Effect,
-    Message,
-    Reconciler,
-    ResultArrived,
-    RunReported,
-    StartRun,
-    Tick,
-)
+from agent.reconcile import EXPLAIN_S, ON_DEMAND_S, Reconciler
 from agent.store import Store, open_store
 
 CHAT = "engine:chat"
