@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from agent import facts, frame, ledger, plugin, template
 from agent.config import Config
 from agent.errors import ConfigurationError, HoldfastError, HostError, Mistake
-from agent.host import Host, systemd
+from agent.host import Host, stops, systemd
 from agent.ledger import Kind
 from agent.model import CheckResult, Json, Outcome, Status
 from agent.plugin import Action, Noop, Plan, Target
@@ -291,9 +291,23 @@ def _down(work: Work) -> bool:
 
 
 def _failed(work: Work, summary: str, code: str) -> Result:
-    """A failure, with the signature by which it is known when it comes again."""
+    """A failure, with the signature by which it is known when it comes again; or the operator's hand that it was."""
+    if _stopped_by_an_operator(work):
+        return Result(Outcome.STOPPED, f"{summary}; an operator stopped it", code="operator-stopped")
     signature, words = facts.failure(work.host, facts.engine_of(work.config, work.subject))
     return Result(Outcome.FAILED, f"{summary}; {words}" if words else summary, signature or code, code)
+
+
+def _stopped_by_an_operator(work: Work) -> bool:
+    """Whether the unit is down because somebody else asked systemd to stop it: that is no failure of the engine."""
+    engine = facts.engine_of(work.config, work.subject)
+    if engine is None or engine.unit is None:
+        return False
+    try:
+        _, how = stops.operators_hand(work.host, systemd.unit_state(work.host, engine.unit))
+    except HostError:
+        return False
+    return how == stops.BY_AN_OPERATOR
 
 
 def _crash(error: Exception) -> str:
@@ -309,12 +323,14 @@ def undone(work: Work, result: Result, begun: Sequence[Begun]) -> Result:
     """Undo the steps that began, last first, each planned from fresh facts. Never raises for what the machine does.
 
     A run whose undo changed something and came to its end is `undone`; where nothing had to be undone it stays what it
-    was; where undo itself failed the summary says so. A cut-off run of which no step had changed anything gets the code
-    `untouched`. Raises StopAsked, unless the work is unstoppable.
+    was; where undo itself failed the summary says so, and where an operator's hand forbade it the run is `stopped`. A
+    cut-off run of which no step had changed anything gets the code `untouched`. Raises StopAsked, unless the work is
+    unstoppable.
     """
     changed: list[str] = []
     troubles: list[str] = []
     touched = False
+    operators = ""
 
     def touch() -> None:
         changed.append("")
@@ -332,6 +348,7 @@ def undone(work: Work, result: Result, begun: Sequence[Begun]) -> Result:
         except StopAsked:
             raise
         except HoldfastError as error:
+            operators = error.code if error.code.startswith("operator-") else operators
             troubles.append(f"undo of {each.step.name!r}: {error.message}")
             work.transcript.write("undone", **place, ok=False, summary=error.message[:500])
         except Exception as error:  # noqa: BLE001 - the other steps are undone all the same
@@ -340,7 +357,8 @@ def undone(work: Work, result: Result, begun: Sequence[Begun]) -> Result:
         else:
             work.transcript.write("undone", **place, ok=True, summary=done.summary)
     if troubles:
-        return replace(result, summary="; ".join((result.summary, *troubles)))
+        result = replace(result, summary="; ".join((result.summary, *troubles)))
+        return replace(result, outcome=Outcome.STOPPED, code=operators, signature="") if operators else result
     if changed and result.outcome in (Outcome.FAILED, Outcome.INTERRUPTED):
         return replace(result, outcome=Outcome.UNDONE)
     return replace(result, code="untouched") if result.outcome is Outcome.INTERRUPTED and not touched else result

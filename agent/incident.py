@@ -130,21 +130,22 @@ def began(incident: Incident, run_id: str, runbook: str, now: Moment, new_id: Ne
 def ended(incident: Incident, run: Run, now: Moment, new_id: NewId) -> tuple[Incident, Transition | None]:
     """The run of this incident has ended. Success waits for fresh results; anything else is told loudly.
 
-    A refusal for the same reason as last time is not told again.
+    A refusal for the same reason as last time is not told again. A run that a person stopped, or whose engine she took
+    out of service, is not told: she knows, and a fault that stays is told when it is overdue.
     """
     line = f"{run.runbook}: {run.outcome}" + (f", {run.summary}" if run.summary else "")
     if run.outcome is Outcome.SUCCEEDED:
         after = incident.changed(phase=Phase.VERIFYING, tried=(*incident.tried, line), changed_at=now, gone_since=None)
         return after, Transition(new_id(), incident.id, now.wall, "verified", run.summary or "tokens are proven")
-    refused = run.outcome is Outcome.REFUSED
+    refused, stopped = run.outcome is Outcome.REFUSED, run.outcome is Outcome.STOPPED
     after = incident.changed(
         phase=Phase.OPEN,
-        urgency=incident.ceiling,
+        urgency=incident.urgency if stopped else incident.ceiling,
         tried=(*incident.tried, line) if not refused or line not in incident.tried else incident.tried,
         signature=run.signature or incident.signature,
         changed_at=now,
     )
-    if refused and line in incident.tried:
+    if stopped or (refused and line in incident.tried):
         return after, None
     return after, Transition(new_id(), incident.id, now.wall, "raised", line)
 

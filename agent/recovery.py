@@ -135,7 +135,8 @@ def _finish(work: Work, data: Mapping[str, Json], found: Sequence[Event]) -> Res
     resumes = whole or _spans_reboot(found)
     if not resumes:
         result = execution.undone(work, result, begun)
-    if verify is not None and (begun or resumes) and result.code != "untouched":
+    over = result.outcome is Outcome.STOPPED or result.code == "untouched"
+    if verify is not None and (begun or resumes) and not over:
         try:
             proof = execution.verified(work, verify)
         except StopAsked:

@@ -15,6 +15,8 @@ from agent.host.journal import STOPPING, stopped_by_job
 from agent.host.systemd import UnitState
 
 OUR_STOPS = "/var/lib/holdfast-runner/stops"
+BY_AN_OPERATOR = "stopped by an operator"
+"""What `operators_hand` says of a unit that a stop job of somebody else ended."""
 
 
 def operators_hand(host: Host, state: UnitState, last_invocation: str = "") -> tuple[bool | None, str]:
@@ -45,7 +47,7 @@ def _asked_for(host: Host, unit: str, invocation: str) -> tuple[bool | None, str
         return (False, "") if invocation else (None, "nothing is known of its last run")
     if _ours(host, unit, stop.invocation_id or invocation):
         return False, "stopped by a run of ours"
-    return True, "stopped by an operator"
+    return True, BY_AN_OPERATOR
 
 
 def end_was_asked_for(host: Host, unit: str, invocation: str) -> bool:

@@ -156,6 +156,7 @@ def test_an_operators_hand_during_a_run_wins(host: Boot, hand: str, killed: bool
         time.sleep(15)
     assert scene.host.unit(scene.engine.unit, "ActiveState") != {"ActiveState": "active"}
     assert scene.starts() == 1
-    outcomes(scene)
-    print([(page.key, page.action, page.severity, page.summary) for page in scene.pages()])
+    assert outcomes(scene) == ["stopped"]
+    assert "critical" not in {page.severity for page in scene.pages()}, "the person is there: nobody is woken"
+    scene.resolved("engine-dead" if hand == "stop" else "engine-wedged", 60)
     told(f"operator's {hand}: {place.name}{', runner killed' if killed else ''}", "down", then(scene))

@@ -181,7 +181,16 @@ def test_a_fault_that_survives_a_successful_run_is_open_again() -> None:
     assert step.incidents[0].phase is Phase.OPEN
 
 
-@pytest.mark.parametrize("outcome", [Outcome.FAILED, Outcome.UNDONE, Outcome.INTERRUPTED, Outcome.STOPPED])
+def test_a_run_that_a_person_stopped_is_not_told_loudly_until_it_is_overdue() -> None:
+    incidents, _ = play([(0, [WEDGED]), (5, [WEDGED])])
+    acting, _ = machine.began(incidents[WEDGED.key], "R1", "restart-engine", at(6), world().new_id)
+    after, told = machine.ended(acting, run(Outcome.STOPPED, "an operator stopped it"), at(9), world().new_id)
+    assert told is None
+    assert (after.phase, after.urgency) == (Phase.OPEN, acting.urgency)
+    assert after.tried
+
+
+@pytest.mark.parametrize("outcome", [Outcome.FAILED, Outcome.UNDONE, Outcome.INTERRUPTED])
 def test_a_run_that_did_not_succeed_makes_it_critical(outcome: Outcome) -> None:
     incidents, _ = play([(0, [WEDGED])])
     after, told = machine.ended(incidents[WEDGED.key], run(outcome, "start failed"), at(9), world().new_id)

@@ -202,8 +202,24 @@ def test_a_unit_taken_out_of_service_between_our_stop_and_our_start_stays_down(
     world.acts.die_at = stop_of_the_unit(world)
     world.acts.die = lambda: world.systemd.set(**hand)
     data = ended(world.ask(world.request()))
-    assert (data["outcome"], data["code"]) == ("failed", "operator-disabled")
+    assert data["outcome"] == "stopped"
+    assert str(data["code"]).startswith("operator-")
     assert world.systemd.state()["starts"] == 0
+    assert world.systemd.state()["ActiveState"] == "inactive"
+
+
+def test_an_operators_stop_during_the_proof_is_no_failure_and_the_unit_stays_down(world: World) -> None:
+    def stopped_by_hand() -> bool:
+        known = world.systemd.state()
+        if known["starts"] and known["ActiveState"] == "active":
+            stops = [*known["stops"], known["InvocationID"]]
+            world.systemd.set(ActiveState="inactive", SubState="dead", MainPID=0, healthy=False, stops=stops)
+        return False
+
+    world.systemd.set(healthy=False)
+    data = ended(world.ask(world.request(), stopping=stopped_by_hand))
+    assert (data["outcome"], data["code"]) == ("stopped", "operator-stopped")
+    assert world.systemd.state()["starts"] == 1
     assert world.systemd.state()["ActiveState"] == "inactive"
 
 
