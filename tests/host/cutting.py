@@ -35,6 +35,7 @@ class Place:
 
     fault: "killed" or "frozen", what the run is to repair. gate: the command of the run that is held. file: makes the
     engine's start or its loading wait while it exists. says: what the transcript says there. nvml: NVML hangs.
+    grace_s: how long a frozen engine keeps stopping.
     killed, cut: the outcomes that follow when the runner is killed there, or the power is cut.
     """
 
@@ -46,6 +47,12 @@ class Place:
     file: str = ""
     says: str = ""
     nvml: bool = False
+    grace_s: int = 3
+
+    @property
+    def engine(self) -> str:
+        """What the engine's table must say."""
+        return f"stop_grace_s = {self.grace_s}"
 
 
 NOTHING = ("interrupted",)
@@ -56,7 +63,7 @@ PLACES = (
     Place("evidence", "killed", AGAIN, NOTHING, gate="journalctl"),
     Place("interlock", "killed", AGAIN, NOTHING, says='"step_started","data":{"step":1', nvml=True),
     Place("before the stop", "frozen", AGAIN, gate="systemctl stop"),
-    Place("while it stops", "frozen", says='"waiting until llama-server.service has no process left"'),
+    Place("while it stops", "frozen", says='"waiting until llama-server.service has no process left"', grace_s=60),
     Place("between stop and start", "frozen", gate="systemctl reset-failed"),
     Place(
         "while it starts",

@@ -31,8 +31,6 @@ from cutting import (
 from spine import Watched, watched
 
 Boot = Callable[..., BootedHost]
-PATIENT = "stop_grace_s = 60"
-"""A frozen engine then keeps stopping for as long as a test needs."""
 
 
 def told(where: str, left: str, then: str) -> None:
@@ -52,7 +50,7 @@ def then(scene: Watched) -> str:
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.name.replace(" ", "-"))
 def test_a_runner_killed_anywhere_leaves_one_outcome_and_an_engine_that_serves(host: Boot, place: Place) -> None:
-    scene = watched(host, engine=PATIENT)
+    scene = watched(host, engine=place.engine)
     prepare(scene)
     with standing_at(scene, place) as run:
         left = stands(scene, run)
@@ -67,7 +65,7 @@ def test_a_runner_killed_anywhere_leaves_one_outcome_and_an_engine_that_serves(h
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.name.replace(" ", "-"))
 def test_a_power_cut_anywhere_leaves_one_outcome_and_an_engine_that_serves(host: Boot, place: Place) -> None:
-    scene = watched(host, writable=True, engine=PATIENT)
+    scene = watched(host, writable=True, engine=place.engine)
     prepare(scene)
     with standing_at(scene, place) as run:
         left = stands(scene, run)
@@ -104,9 +102,10 @@ def test_a_run_goes_on_while_the_daemon_is_killed_and_the_next_one_resolves_its_
 
 
 def test_a_run_that_is_stopped_by_hand_is_undone_to_an_engine_that_serves(host: Boot) -> None:
-    scene = watched(host, engine=PATIENT)
+    place = at("while it stops")
+    scene = watched(host, engine=place.engine)
     prepare(scene)
-    with standing_at(scene, at("while it stops")) as run:
+    with standing_at(scene, place) as run:
         stopped = scene.host.run("holdfast", "stop", run, check=False)
         assert stopped.returncode == 0, stopped.stdout + stopped.stderr
         wait_until_over(scene)
