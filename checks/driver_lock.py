@@ -33,6 +33,8 @@ def observe(host: Host, target: Target, before: Observed | None) -> Iterable[Obs
 def judge(now: Observed, before: Observed | None, params: NoParameters) -> Judgement:
     """Each way to be wrong has its own words: no driver, not loaded, no lock, a malformed lock, a mismatch."""
     problem = str(now.value("lock.problem") or "")
+    if problem == "unreadable":
+        return Judgement(Status.UNKNOWN, f"what is locked cannot be told: {now.value('lock.detail')}")
     if problem and problem != "absent":
         return Judgement(Status.WARNING, f"nothing is locked: {now.value('lock.detail') or problem}")
     locked = now.value("locked")

@@ -22,7 +22,7 @@ from agent.plugin import Check, NoParameters, Target
 
 DPKG_S = 1800.0
 """How long a change of packages is waited for, seconds: one that waits for an answer may last for hours."""
-_PROBLEMS = ("next.problem", "next.driver_problem", "library.problem", "cuda.problem")
+_PROBLEMS = ("lock.unreadable", "next.problem", "next.driver_problem", "library.problem", "cuda.problem")
 _LATER = ("next.", "running.", "secure_boot", "known")
 
 
@@ -94,7 +94,7 @@ def _since(before: Observed | None, now: Moment) -> Moment:
 
 def _now(truth: Present) -> Iterator[Observation]:
     yield Observation("locked", truth.lock.version)
-    yield Observation("lock.problem", truth.lock.problem)
+    yield Observation("lock.unreadable", truth.lock.detail if truth.lock.problem == "unreadable" else "")
     for name, reading in (("loaded", truth.loaded), ("library", truth.library), ("cuda", truth.cuda)):
         yield Observation(name, reading.version)
         yield Observation(f"{name}.problem", reading.problem)

@@ -48,7 +48,9 @@ def judge(found: Versions) -> tuple[Status, str]:
     """Whether they agree, in a status and one line."""
     there = {version for version in (found.locked, found.loaded, found.library, found.cuda) if version}
     libraries = {version for version in (found.library, found.cuda) if version}
-    if found.problem and found.problem != "absent":
+    if found.problem not in ("", "absent"):
+        if found.problem == "unreadable":
+            return Status.UNKNOWN, f"{LOCK_FILE} cannot be read"
         return Status.CRITICAL, f"the lock is {found.problem}: sudo holdfast lock write"
     if not found.loaded and not found.library:
         if found.locked:
@@ -58,10 +60,9 @@ def judge(found: Versions) -> tuple[Status, str]:
         return Status.CRITICAL, "the loaded driver and the libraries on disk differ: a restarted engine loses its GPU"
     if not found.locked:
         return Status.WARNING, "not locked: sudo holdfast lock write"
-    if len(there) > 1:
-        return Status.CRITICAL, f"the lock demands {found.locked}, and another version is there"
-    if not found.loaded:
-        return Status.CRITICAL, "the locked driver is on disk, but not loaded"
+    if len(there) > 1 or not found.loaded:
+        wrong = f"the lock demands {found.locked}, and another version is there"
+        return Status.CRITICAL, wrong if len(there) > 1 else "the locked driver is on disk, but not loaded"
     return Status.OK, f"all agree on {found.locked}"
 
 
