@@ -6,10 +6,15 @@ started it counts on that. The answer goes out before NVML is shut down, which m
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import signal
 import sys
 from typing import Any
 
+TURN_S = 20.0
+"""Longer than any asker listens (interlock 10 s): a question that waits in vain is silence, not a failed probe."""
 NOT_SUPPORTED = 3  # NVML_ERROR_NOT_SUPPORTED: unknown here, never a fault (nvml.h)
 
 
@@ -55,9 +60,23 @@ def _optional(pynvml: Any, read: Any, handle: Any) -> Any:
         raise
 
 
+def take_turn() -> int:
+    """Wait for the only turn there is on this host; the descriptor that holds it until this process has ended.
+
+    Daemon, runner, inspector and command line each ask through children of their own. A turn that a hanging child
+    holds never comes: then this process ends by SIGALRM, without having touched the driver, and was silent.
+    """
+    signal.setitimer(signal.ITIMER_REAL, TURN_S)
+    turn = os.open(__file__, os.O_RDONLY)  # the same file for whoever asks, and there wherever this runs
+    fcntl.flock(turn, fcntl.LOCK_EX)
+    signal.setitimer(signal.ITIMER_REAL, 0.0)
+    return turn
+
+
 def main() -> None:
     """Answer, then leave."""
     sys.path[:0] = sys.argv[1:]
+    take_turn()
     print(json.dumps(ask()), flush=True)
 
 

@@ -587,6 +587,31 @@ def test_a_child_that_hangs_is_left_alone_and_never_doubled(tmp_path: Path) -> N
     assert marks.read_text() == "xx"
 
 
+def test_a_question_that_hangs_keeps_every_other_asker_of_this_host_out_of_the_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pynvml.py").write_text(
+        "import os, time\n"
+        "class NVMLError(Exception): pass\n"
+        "def nvmlInit():\n"
+        f"    open('{tmp_path}/inside', 'a').write(str(os.getpid()) + ' ')\n"
+        "    time.sleep(60)\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    first, second = RealChild(RealFiles()), RealChild(RealFiles())
+    assert first.ask("nvml", deadline_s=2.0) is None
+    assert second.ask("nvml", deadline_s=2.0) is None
+    inside = (tmp_path / "inside").read_text(encoding="utf-8").split()
+    try:
+        assert len(inside) == 1
+    finally:
+        for child in (first, second):
+            late = child.stuck()
+            assert late is not None
+            os.kill(int(late["pid"]), signal.SIGTERM)
+
+
 def test_a_child_that_answers_and_then_hangs_has_answered_and_is_stuck(tmp_path: Path) -> None:
     asked = child(tmp_path, "import time\nprint('{\"a\": 1}', flush=True)\ntime.sleep(2)")
     started = time.monotonic()
