@@ -215,17 +215,14 @@ def test_a_module_that_was_never_linked_and_a_dpkg_at_work(ubuntu: BootedHost) -
     # While dpkg works nothing is concluded.
     script = (
         "import fcntl, time; f = open('/var/lib/dpkg/lock-frontend', 'w'); fcntl.lockf(f, fcntl.LOCK_EX); "
-        "print('locked', flush=True); time.sleep(60)"
+        "open('/run/locked', 'w'); time.sleep(60)"
     )
-    holder = ubuntu.popen("python3", "-c", script)
-    assert holder.stdout is not None
-    assert holder.stdout.readline().strip() == "locked"
+    ubuntu.run("systemd-run", "--quiet", "--unit=changing", "python3", "-c", script)
+    ubuntu.wait_for(lambda: ubuntu.exists("/run/locked"), 10, "dpkg's lock to be held")
     for name in ("driver.next_boot", "driver.packages"):
         code, said = check(ubuntu, name)
         assert (code, "is changing packages" in said) == (3, True), said
-    holder.kill()
-    holder.wait()
-    ubuntu.sh("pkill -f lock-frontend || true")
+    ubuntu.run("systemctl", "stop", "changing")
     assert check(ubuntu, "driver.packages")[0] == 0
 
     # Bad input, each with its own words.
