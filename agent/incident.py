@@ -246,7 +246,9 @@ def _seen(incident: Incident, finding: Finding, now: Moment, world: Circumstance
     ceiling = _ceiling(finding)
     paused = finding.key in world.paused
     urgency = Urgency.INFO if paused else _starting_urgency(ceiling, curable=finding.key in world.curable)
-    settled = incident.phase in (Phase.ACTING, Phase.VERIFYING) or incident.acknowledged_by
+    # What is seen while a run goes on, or before everything has answered after it, is no news.
+    held = incident.phase in (Phase.ACTING, Phase.VERIFYING) or finding.subject in world.held
+    settled = held or incident.acknowledged_by
     if incident.phase is not Phase.PENDING and (settled or _RANK[incident.urgency] > _RANK[urgency]):
         urgency = incident.urgency
     came_back = incident.phase is Phase.VERIFYING and finding.subject not in world.held

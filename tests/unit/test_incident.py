@@ -188,6 +188,10 @@ def test_a_run_that_a_person_stopped_is_not_told_loudly_until_it_is_overdue() ->
     assert told is None
     assert (after.phase, after.urgency) == (Phase.OPEN, acting.urgency)
     assert after.tried
+    stale = world(held=frozenset({WEDGED.subject}), curable=frozenset())
+    assert machine.advance({WEDGED.key: after}, [WEDGED], at(10), stale).transitions == ()
+    fresh = machine.advance({WEDGED.key: after}, [WEDGED], at(12), world(curable=frozenset()))
+    assert [each.kind for each in fresh.transitions] == ["raised"]
 
 
 @pytest.mark.parametrize("outcome", [Outcome.FAILED, Outcome.UNDONE, Outcome.INTERRUPTED])
