@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parent
 if str(HERE) not in sys.path:
     sys.path.insert(0, str(HERE))
 
-from bed import Bed, BedError, BootedHost, UnavailableError, ensure  # noqa: E402 (needs the path above)
+from bed import Bed, BedError, BootedHost, NotServedError, UnavailableError, ensure  # noqa: E402 (needs the path above)
 
 # The first test of a fresh machine also waits for debootstrap and a build of llama-server.
 TIMEOUT_S = 2400
@@ -36,11 +36,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.timeout(TIMEOUT_S))
 
 
-def unavailable(reason: str) -> NoReturn:
+def unavailable(error: UnavailableError) -> NoReturn:
     """Skip the test with the reason, or fail it where the host tier is required."""
-    if "host" in os.environ.get("HOLDFAST_REQUIRE", "").replace(",", " ").split():
-        pytest.fail(f"required (HOLDFAST_REQUIRE) but not to be had: {reason}", pytrace=False)
-    pytest.skip(reason)
+    required = "host" in os.environ.get("HOLDFAST_REQUIRE", "").replace(",", " ").split()
+    if required and not isinstance(error, NotServedError):
+        pytest.fail(f"required (HOLDFAST_REQUIRE) but not to be had: {error}", pytrace=False)
+    pytest.skip(str(error))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -51,7 +52,7 @@ def pytest_fixture_setup(
     try:
         return (yield)
     except UnavailableError as error:
-        unavailable(str(error))
+        unavailable(error)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -60,7 +61,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
     try:
         return (yield)
     except UnavailableError as error:
-        unavailable(str(error))
+        unavailable(error)
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +70,7 @@ def bed() -> Bed:
     try:
         return ensure()
     except UnavailableError as error:  # the hook above does not see what belongs to the whole session
-        unavailable(str(error))
+        unavailable(error)
 
 
 @pytest.fixture

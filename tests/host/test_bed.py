@@ -58,7 +58,7 @@ def test_a_host_boots_to_running_alone_in_its_network(host: Boot, suite: str) ->
         booted.run("sleep", "60", timeout=0.5)
 
 
-@pytest.mark.parametrize("suite", ["noble", "jammy"])
+@pytest.mark.parametrize("suite", ["resolute", "noble", "jammy"])
 def test_an_ubuntu_host_boots_where_its_archive_answers(host: Boot, suite: str) -> None:
     booted = host(suite, llama=False)
     assert f"VERSION_CODENAME={suite}" in booted.read("/etc/os-release")

@@ -16,7 +16,7 @@ from cutting import PLACES, in_flight, let_go, outcomes, prepare, standing_at, s
 from spine import Page, Watched, built_package, watched
 
 Boot = Callable[..., BootedHost]
-SUITES = ("bookworm", "trixie", "jammy", "noble")
+SUITES = ("bookworm", "trixie", "jammy", "noble", "resolute")
 OURS = (
     "/etc/holdfast /usr/lib/holdfast /usr/share/holdfast /usr/share/doc/holdfast /var/lib/holdfast"
     " /var/lib/holdfast-runner /run/holdfast /run/holdfast-runner.sock /run/holdfast-inspect.sock /usr/bin/holdfast"

@@ -22,7 +22,7 @@ if _ENGINE not in sys.path:
 
 from bed.bed import Bed, ensure  # noqa: E402 (needs the path above)
 from bed.client import Answer, Background, Client, long_prompt  # noqa: E402
-from bed.errors import BedError, UnavailableError  # noqa: E402
+from bed.errors import BedError, NotServedError, UnavailableError  # noqa: E402
 from bed.faults import freeze_thread, kill, spin_thread, stopped, throttle  # noqa: E402
 from bed.gpu import fake_devices, fake_driver, fake_nvml, nvml_library, set_nvml  # noqa: E402
 from bed.host import BootedHost, wait_for  # noqa: E402
@@ -41,6 +41,7 @@ __all__ = [
     "Event",
     "KernelLog",
     "LlamaUnit",
+    "NotServedError",
     "PagerInbox",
     "UnavailableError",
     "ensure",

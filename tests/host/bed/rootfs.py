@@ -20,11 +20,11 @@ from pathlib import Path
 
 from llama_build import cache_root, exclusively
 
-from bed.errors import UnavailableError
+from bed.errors import NotServedError, UnavailableError
 from bed.prerequisites import ensure_commands
 
 DEBIAN = ("bookworm", "trixie")
-UBUNTU = ("jammy", "noble")
+UBUNTU = ("jammy", "noble", "resolute")
 SUITES = DEBIAN + UBUNTU
 # Enough for the holdfast package and llama-server to install and run without any archive in reach.
 INCLUDE = (
@@ -53,15 +53,24 @@ def rootfs(suite: str, packages: Sequence[str] = ()) -> Path:
         wanted.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=wanted.parent, prefix=".building-") as name:
             tree = Path(name) / "root"
-            if packages:
-                _run(["cp", "-a", "--reflink=auto", str(rootfs(suite)), str(tree)], "copy the base tree")
-                _add_packages(tree, packages)
-            else:
-                _debootstrap(suite, tree)
-                _neutral(tree)
+            try:
+                _build(suite, packages, tree)
+            except UnavailableError as error:
+                if suite in UBUNTU:
+                    raise NotServedError(str(error)) from error
+                raise
             tree.chmod(0o755)
             tree.rename(wanted)
     return wanted
+
+
+def _build(suite: str, packages: Sequence[str], tree: Path) -> None:
+    if packages:
+        _run(["cp", "-a", "--reflink=auto", str(rootfs(suite)), str(tree)], "copy the base tree")
+        _add_packages(tree, packages)
+    else:
+        _debootstrap(suite, tree)
+        _neutral(tree)
 
 
 def debian_mirror() -> str:
