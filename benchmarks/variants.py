@@ -86,7 +86,7 @@ MONIT_PROCESS = """\
 check process {name} matching "^{program} .*--port {port}"
   start program = "/usr/bin/systemctl start {name}"
   stop program = "/usr/bin/systemctl stop {name}"
-  if failed host 127.0.0.1 port {port} protocol http request "/health" with timeout 10 seconds for 2 cycles then restart
+  if failed host 127.0.0.1 port {port} protocol http request "/health" for 2 cycles then restart
   if 5 restarts within 25 cycles then unmonitor
 """
 
