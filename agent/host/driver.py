@@ -113,6 +113,8 @@ def read_lock(host: Host, path: str = LOCK_FILE) -> Lock:
     try:
         text = host.files.read_text(path, limit=64 << 10)
     except FileTrouble as trouble:
+        if trouble.kind == "missing" and _is_link(host, path):
+            return Lock(None, "not-a-regular-file", f"{path} is a link that leads nowhere")
         problems = {
             "missing": Lock(None, "absent", f"{path} does not exist"),
             "denied": Lock(None, "unreadable", f"{path} cannot be read: {trouble.message}"),
@@ -132,6 +134,13 @@ def read_lock(host: Host, path: str = LOCK_FILE) -> Lock:
     if len(set(words)) > 1:
         return Lock(None, "contradictory", f"{path} names {' and '.join(sorted(set(words))[:3])}")
     return Lock(words[0])
+
+
+def _is_link(host: Host, path: str) -> bool:
+    try:
+        return host.files.stat(path).is_link
+    except FileTrouble:
+        return False
 
 
 def _there(host: Host, path: str) -> bool:

@@ -110,6 +110,22 @@ def test_the_loaders_own_directories_come_first_and_other_word_sizes_never() -> 
     assert driver.library_version(FakeHost.build(files)) == "550.120"
 
 
+def test_libcuda_is_read_like_the_other_library_but_not_where_it_is_newer_on_purpose() -> None:
+    files = {
+        f"{LIB}/libcuda.so.1": Link("libcuda.so.550.54.15"),
+        f"{LIB}/libcuda.so.550.54.15": "",
+        "/usr/local/cuda-13.0/compat/libcuda.so.1": Link("libcuda.so.580.178.04"),
+        "/usr/local/cuda-13.0/compat/libcuda.so.580.178.04": "",
+        "/etc/ld.so.conf.d/000_cuda.conf": "/usr/local/cuda-13.0/compat\n",
+    }
+    assert driver.library_version(FakeHost.build(files), driver.CUDA_LIBRARY) == "550.54.15"
+
+
+@pytest.mark.parametrize(("text", "is_open"), [(PROPRIETARY, False), (OPEN, True), ("", None)])
+def test_the_loaded_module_says_whether_it_is_the_open_one(text: str, is_open: bool | None) -> None:
+    assert driver.loaded_is_open(FakeHost.build({"/proc/driver/nvidia/version": text})) is is_open
+
+
 def test_no_library_is_none_and_a_nameless_one_is_malformed() -> None:
     assert driver.library_version(FakeHost.build()) is None
     with pytest.raises(FileTrouble) as trouble:
@@ -163,6 +179,11 @@ def test_each_problem_of_a_lock_has_its_name(content: object, problem: str) -> N
 def test_a_lock_that_is_a_directory_is_not_a_regular_file() -> None:
     host = FakeHost.build({f"{driver.LOCK_FILE}/x": ""})
     assert driver.read_lock(host).problem == "not-a-regular-file"
+
+
+def test_a_lock_that_is_a_dangling_link_is_not_taken_for_no_lock() -> None:
+    lock = driver.read_lock(FakeHost.build({driver.LOCK_FILE: Link("/mnt/gone")}))
+    assert (lock.problem, lock.detail) == ("not-a-regular-file", f"{driver.LOCK_FILE} is a link that leads nowhere")
 
 
 # --- NVML ----------------------------------------------------------------------------------------------------
