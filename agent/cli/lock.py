@@ -70,6 +70,7 @@ def show() -> Result:
     """Show every truth about the driver: locked, loaded, on disk, and what the next boot would load."""
     from agent import plugin
     from agent.cli._checks import run_now
+    from agent.host import driver
     from agent.plugin import Target
     from agent.views import texts
 
@@ -80,9 +81,10 @@ def show() -> Result:
     verdicts = [judge(found), (boot.status, boot.summary), (packages.status, packages.summary)]
     status = worst(each for each, _ in verdicts)
     words = next(text for each, text in verdicts if each is status)
+    kind = "open " if driver.loaded_is_open(current().host) else ""
     rows = [
         ("lock", found.locked or found.problem or "absent", LOCK_FILE),
-        ("loaded", found.loaded or "none", "the kernel module that runs now"),
+        ("loaded", found.loaded or "none", f"the {kind}kernel module that runs now"),
         ("libnvidia-ml", found.library or "none", "on disk: what nvidia-smi and monitoring load"),
         ("libcuda", found.cuda or "none", "on disk: what an engine loads when it starts"),
         *_boot_rows(boot),
