@@ -117,7 +117,7 @@ def _later(truth: Future) -> Iterator[Observation]:
 CHECK = Check(
     id="driver.next_boot",
     scope="host",
-    every_s=120.0,
+    every_s=300.0,  # a look costs root about 0.3 s of CPU, most of it the start of Python
     timeout_s=90.0,
     observe=observe,
     judge=judge,
