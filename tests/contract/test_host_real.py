@@ -600,16 +600,19 @@ def test_a_question_that_hangs_keeps_every_other_asker_of_this_host_out_of_the_d
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     first, second = RealChild(RealFiles()), RealChild(RealFiles())
-    assert first.ask("nvml", deadline_s=2.0) is None
-    assert second.ask("nvml", deadline_s=2.0) is None
-    inside = (tmp_path / "inside").read_text(encoding="utf-8").split()
-    try:
-        assert len(inside) == 1
-    finally:
-        for child in (first, second):
-            late = child.stuck()
-            assert late is not None
-            os.kill(int(late["pid"]), signal.SIGTERM)
+    asking = threading.Thread(target=lambda: first.ask("nvml", deadline_s=30.0))
+    asking.start()
+    inside = tmp_path / "inside"
+    wait_until(lambda: inside.exists() and inside.read_text(encoding="utf-8") != "")
+    assert second.ask("nvml", deadline_s=1.0) is None
+    late = second.stuck()
+    os.kill(int(inside.read_text(encoding="utf-8").split()[0]), signal.SIGTERM)
+    asking.join()
+    assert late is not None, "it still waits for its turn"
+    wait_until(
+        lambda: len(inside.read_text(encoding="utf-8").split()) == 2, 20.0
+    )  # and gets it when the first has gone
+    os.kill(int(late["pid"]), signal.SIGTERM)
 
 
 def test_a_child_that_answers_and_then_hangs_has_answered_and_is_stuck(tmp_path: Path) -> None:
