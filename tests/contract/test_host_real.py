@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from agent.errors import CommandFailed, DaemonUnreachable, HostError, Unreachable
+from agent.host import child as child_module
 from agent.host import commands, ipc, nvml, process
 from agent.host.child import RealChild
 from agent.host.commands import RealCommands
@@ -587,6 +588,15 @@ def test_a_child_that_hangs_is_left_alone_and_never_doubled(tmp_path: Path) -> N
     assert marks.read_text() == "xx"
 
 
+@pytest.fixture
+def own_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe of this test's own: all probes of one file take turns, also those of tests that run beside it."""
+    program = tmp_path / "nvml_child.py"
+    program.write_bytes(child_module.PROGRAMS["nvml"].read_bytes())
+    monkeypatch.setitem(child_module.PROGRAMS, "nvml", program)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("own_turn")
 def test_a_question_that_hangs_keeps_every_other_asker_of_this_host_out_of_the_driver(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -609,9 +619,7 @@ def test_a_question_that_hangs_keeps_every_other_asker_of_this_host_out_of_the_d
     os.kill(int(inside.read_text(encoding="utf-8").split()[0]), signal.SIGTERM)
     asking.join()
     assert late is not None, "it still waits for its turn"
-    wait_until(
-        lambda: len(inside.read_text(encoding="utf-8").split()) == 2, 20.0
-    )  # and gets it when the first has gone
+    wait_until(lambda: len(inside.read_text(encoding="utf-8").split()) == 2)  # and gets it when the first has gone
     os.kill(int(late["pid"]), signal.SIGTERM)
 
 
@@ -680,6 +688,7 @@ nvmlDeviceGetName = lambda handle: "NVIDIA H200"
 """
 
 
+@pytest.mark.usefixtures("own_turn")
 @pytest.mark.parametrize(
     ("init", "lost", "code", "gpus"),
     [("pass", (), 0, 2), ("pass", (1,), 15, 1), ("raise NVMLError(18)", (), 18, 0), ("time.sleep(1)", (), None, 0)],
