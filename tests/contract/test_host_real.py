@@ -621,6 +621,7 @@ def test_a_question_that_hangs_keeps_every_other_asker_of_this_host_out_of_the_d
     assert late is not None, "it still waits for its turn"
     wait_until(lambda: len(inside.read_text(encoding="utf-8").split()) == 2)  # and gets it when the first has gone
     os.kill(int(late["pid"]), signal.SIGTERM)
+    wait_until(lambda: second.stuck() is None)
 
 
 def test_a_child_that_answers_and_then_hangs_has_answered_and_is_stuck(tmp_path: Path) -> None:
