@@ -231,9 +231,12 @@ def table(figures: dict[str, Any]) -> str:
         "",
         f"Median of {last['rounds']} rounds (least–most); where most were never, no further one was run. Never: not",
         f"within {last['watched_s']:g} s (broken binary: one round of {BROKEN_S:g} s). –: cannot alert.",
-        f"{last['cores']} cores, {last['hosts_at_once']} hosts at once,",
-        f"load {min(loads):g} to {max(loads):g} (median {statistics.median(loads):g}).",
-        *(f"Run of {run['began']}: {run['only'] or 'all watchers'}; {run['faults']}." for run in figures["runs"]),
+        f"{last['cores']} cores, load {min(loads):g} to {max(loads):g} (median {statistics.median(loads):g}).",
+        "",
+        *(
+            f"- {run['began']}, hosts at once {run['hosts_at_once']}, {run['only'] or 'all watchers'}: {run['faults']}."
+            for run in figures["runs"]
+        ),
         "",
         "| watcher | " + " | ".join(FAULTS[fault] for fault in shown) + " |",
         "|---" * (len(shown) + 1) + "|",
