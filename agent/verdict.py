@@ -121,12 +121,13 @@ def _suspected(now: Observed, settings: EngineSettings) -> tuple[Verdict, str]:
     waits = _what_waits(now)
     if now.value("answer.state") == EngineState.SILENT and not now.value("known"):
         return Verdict.UNKNOWN, f"{waits}, and never has since it is watched: is its url right?"
-    excuse = str(now.value("excuse") or "")
-    if excuse:
-        kind = Verdict.UNKNOWN if now.value("excuse.kind") in ("frozen", "core") else Verdict.BUSY
-        return kind, f"{waits}, but this proves nothing: {excuse}"
+    excuse, kind = str(now.value("excuse") or ""), now.value("excuse.kind")
+    if excuse and kind != "cpu":
+        verdict = Verdict.UNKNOWN if kind in ("frozen", "core") else Verdict.BUSY
+        return verdict, f"{waits}, but this proves nothing: {excuse}"
     still_s = float(now.value("still_s") or 0.0)
-    if now.value("process.alive") and still_s >= _still_needed_s(now):
+    # A starved thread may well look still. It is slow then, and the long limit below allows for slow.
+    if not excuse and now.value("process.alive") and still_s >= _still_needed_s(now):
         aborting = ", held by a debugger after an abort" if now.value("process.aborting") else ""
         return (
             Verdict.WEDGED,
@@ -137,6 +138,8 @@ def _suspected(now: Observed, settings: EngineSettings) -> tuple[Verdict, str]:
     if stalled_s >= limit_s:
         how = "its thread runs (spinning)" if now.value("process.alive") else "no progress seen from outside"
         return Verdict.WEDGED, f"{waits} for {stalled_s:.0f} s, more than {limit_s:.0f} s; {how}"
+    if excuse:
+        return Verdict.BUSY, f"{waits} for {stalled_s:.0f} of {limit_s:.0f} s; {excuse}"
     if still_s > 0:
         return Verdict.BUSY, f"{waits}; its inference thread has been still for {still_s:.0f} s: too early to judge"
     where = "" if settings.unit else "; it has no unit here, so only time can tell"
