@@ -18,11 +18,11 @@ Observations read here, by name; a check emits those it knows:
     known                   whether its address is right: it has answered there, or its command line names the port
     suspected               whether something waits: an unanswered question, or pending with flat counters
     still_s                 for how long, without excuse, the inference thread has not run while suspected
-    stalled_s               for how long there was no progress while suspected; CPU pressure counts, other excuses do not
+    stalled_s               for how long there was no progress while suspected; only CPU pressure does not stop the count
     refused_s, failing_s    for how long its port has been closed, or every answer an error
     served                  whether this process has answered before
     longest_step_s          the longest time between two progresses that this engine has shown, seconds
-    excuse, excuse.kind     why this interval proves nothing: "frozen", "core", "late", "memory", "io", "cpu"; "" for none
+    excuse, excuse.kind     why this proves nothing: "frozen", "core", "late", "memory", "io", "cpu"; "" for none
     gpu.asked, gpu.busy_percent   whether the GPU matters and was asked; its use, None when it was silent
     process.alive           whether the unit has a serving process; None when that cannot be known (a remote engine)
     process.aborting        a debugger runs below the unit: `ggml_abort` waits for it
