@@ -18,7 +18,7 @@ Observations read here, by name; a check emits those it knows:
     known                   whether its address is right: it has answered there, or its command line names the port
     suspected               whether something waits: an unanswered question, or pending with flat counters
     still_s                 for how long, without excuse, the inference thread has not run while suspected
-    stalled_s               for how long there was no progress while suspected; only CPU pressure does not stop the count
+    stalled_s               for how long there was no progress while suspected; of the excuses only "cpu" lets it grow
     refused_s, failing_s    for how long its port has been closed, or every answer an error
     served                  whether this process has answered before
     longest_step_s          the longest time between two progresses that this engine has shown, seconds
