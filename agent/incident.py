@@ -32,8 +32,8 @@ class Circumstances:
     confirm: how much evidence each finding needs. held: subjects with a run in flight. explained: keys whose
     explaining checks have answered since the suspicion. curable: keys that an allowed run may cure. paused: keys
     that no run may cure because a person has paused Holdfast or a planned change is open. prefix: the start of
-    every dedup key ("holdfast/1a2b3c4d"). unseen: keys whose checks cannot tell now, so that a finding which is not
-    there is not over. unwatched: subjects that are no longer configured.
+    every dedup key ("holdfast/1a2b3c4d"). unseen: keys whose checks cannot tell now or not yet, so that a finding
+    which is not there is not over. unwatched: subjects that are no longer configured.
     """
 
     confirm: Mapping[str, Confirm]

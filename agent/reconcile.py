@@ -40,6 +40,7 @@ from agent.model import (
     Results,
     Status,
     Transition,
+    Verdict,
 )
 from agent.plugin import EVENT, Confirm
 from agent.protocol import Request
@@ -282,10 +283,15 @@ class Reconciler:
         )
 
     def _unseen(self, finding: str, subject: str) -> bool:
-        """Whether a check that this cause rests on cannot tell now: then its absence proves nothing."""
+        """Whether a check that this cause rests on cannot tell, or not yet: then its absence proves nothing.
+
+        An engine that loads is neither well nor ill: it may come up, or die once more of the same cause.
+        """
         rule = plugin.rules().get(finding)
         seen = [self.results.get((check, subject)) for check in rule.reads] if rule is not None else []
-        return any(result is not None and result.status is Status.UNKNOWN for result in seen)
+        return any(
+            each is not None and (each.status is Status.UNKNOWN or each.verdict is Verdict.LOADING) for each in seen
+        )
 
     def _held(self) -> frozenset[str]:
         """Subjects with a run in flight, or whose checks have not all answered since one ended or since we began."""

@@ -294,6 +294,21 @@ def test_a_look_that_cannot_tell_resolves_nothing(scene: Scene) -> None:
     assert scene.kinds()[-1] == "resolved"
 
 
+def test_an_engine_that_loads_is_not_over_its_death(scene: Scene) -> None:
+    scene.runbook = None
+    scene.result("engine.unit", Verdict.DEAD)
+    scene.explain()
+    assert scene.kinds() == ["escalated"]
+    for verdict in (Verdict.LOADING, Verdict.DEAD, Verdict.LOADING):
+        scene.result("engine.progress", verdict, after=5)
+        scene.result("engine.unit", verdict, after=5)
+        scene.send(Tick(), after=60)
+    assert scene.kinds() == ["escalated"], "a start that may fail again ends nothing, and calls nobody twice"
+    scene.result("engine.progress", Verdict.READY, after=5)
+    scene.result("engine.unit", Verdict.READY, after=5)
+    assert scene.kinds()[-1] == "resolved"
+
+
 def test_what_was_seen_before_a_restart_is_not_acted_upon(scene: Scene) -> None:
     scene.decision = Decision(False, "autonomy is observe", "autonomy-observe")
     scene.result("engine.unit", Verdict.DEAD)
