@@ -83,6 +83,7 @@ class Adviser:
             known=known,
             attempts=ledger.attempts(records),
             paused_until=paused.until if paused else None,
+            change=facts.open_change(self._host),
             approved=any(
                 each.subject == finding.subject and each.runbook_hash == runbook.hash
                 for each in ledger.approvals(records, now)

@@ -2,10 +2,11 @@
 
 The reasons are tried in this order, and the first that applies is the answer:
 
+    operators-only      the runbook is for a person alone
     unknown-subject     the subject is not configured, or the runbook has nothing to act on there
     run-in-flight       another run holds the subject or the host
-    paused              a person paused all acting
-    change-open         a planned change is open and this run is not part of it
+    paused              a person paused all acting; not for what only a person starts
+    change-open         a planned change is open; not for what only a person starts, as its own runs
     operator-masked, operator-disabled, operator-stopped    an operator's hand wins
     cannot-tell         nobody can tell whose hand stopped the unit (asked by the daemon only: root knows)
     unit-busy           systemd is already doing something with the unit
@@ -15,10 +16,11 @@ The reasons are tried in this order, and the first that applies is the answer:
     host-once-a-day     a runbook that may take the host down runs once a day
     cooldown            the last attempt is too fresh
     autonomy-observe    the configuration says to look only
-    needs-approval      the configuration says to ask
+    needs-approval      the configuration, or the runbook, says to ask
 
 What a person must decide comes first, what waiting cures next, and permission last, so that approval is only ever
-asked for a run that would otherwise start. A request by root is its own permission; `force` (root only) also skips
+asked for a run that would otherwise start. A runbook that a person's earlier command covers (`consent: standing`)
+needs no further permission. A request by root is its own permission; `force` (root only) also skips
 everything from `incurable` to `cooldown`, and nothing above that line.
 """
 
@@ -29,7 +31,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from agent.model import Autonomy, Decision, Moment, Outcome, Risk
+from agent.model import Autonomy, Consent, Decision, Moment, Outcome, Risk
 
 HOST_WINDOW_S = 86400.0
 """A runbook that may take the host down runs at most once within this time."""
@@ -58,6 +60,10 @@ class Decidable(Protocol):
     @property
     def limits(self) -> Limits:
         """How often it may be tried."""
+
+    @property
+    def consent(self) -> Consent:
+        """What the daemon needs before it may run it."""
 
 
 class Caller(str, Enum):
@@ -107,7 +113,7 @@ class DecisionFacts:
     """Everything that is true now and bears on the decision.
 
     attempts: every attempt in the ledger, oldest first, of any runbook and subject.
-    paused_until: Unix seconds while paused. change: the open change, "" for none; of_change: this run is part of it.
+    paused_until: Unix seconds while paused. change: the planned change that is open, in words, "" for none.
     in_flight: the run that holds the subject. approved: a valid approval fits this very plan.
     incurable: the known failure that a restart cannot cure, in words.
     """
@@ -120,7 +126,6 @@ class DecisionFacts:
     attempts: Sequence[Attempt] = ()
     paused_until: float | None = None
     change: str = ""
-    of_change: bool = False
     in_flight: str = ""
     unit: UnitFacts | None = None
     incurable: str = ""
@@ -144,14 +149,17 @@ def _no(code: str, reason: str, not_before: float | None = None, *, needs_approv
 
 def _forbidden(runbook: Decidable, subject: str, facts: DecisionFacts, now: Moment) -> Iterator[Decision]:
     """What nothing overrides."""
+    by_hand = runbook.consent is Consent.OPERATOR
+    if by_hand and facts.caller is not Caller.OPERATOR:
+        yield _no("operators-only", f"{runbook.id} is for a person: only root may ask for it")
     if not facts.known:
         yield _no("unknown-subject", f"{runbook.id} has nothing to act on at {subject}")
     if facts.in_flight:
         yield _no("run-in-flight", f"run {facts.in_flight} is still in flight")
-    if facts.paused_until is not None:
+    if facts.paused_until is not None and not by_hand:
         yield _no("paused", "a person paused all acting", max(facts.paused_until, now.wall))
-    if facts.change and not facts.of_change:
-        yield _no("change-open", f"the planned change {facts.change} is open")
+    if facts.change and not by_hand:
+        yield _no("change-open", f"a planned change is open: {facts.change}")
     unit = facts.unit
     if unit is None:
         return
@@ -202,11 +210,14 @@ def _spent(runbook: Decidable, subject: str, facts: DecisionFacts, now: Moment) 
 
 def _not_permitted(runbook: Decidable, facts: DecisionFacts) -> Iterator[Decision]:
     """What the configuration leaves to a person. Root is that person."""
-    if facts.caller is Caller.OPERATOR or facts.approved or facts.autonomy is Autonomy.ACT:
+    if facts.caller is Caller.OPERATOR or facts.approved or runbook.consent is Consent.STANDING:
+        return
+    if runbook.consent is not Consent.APPROVAL and facts.autonomy is Autonomy.ACT:
         return
     if facts.autonomy is Autonomy.OBSERVE:
         yield _no("autonomy-observe", f"autonomy is observe: {runbook.id} would run now")
-    yield _no("needs-approval", f"autonomy is ask: {runbook.id} needs a person's approval", needs_approval=True)
+    why = "autonomy is ask" if runbook.consent is not Consent.APPROVAL else "it is never run by itself"
+    yield _no("needs-approval", f"{why}: {runbook.id} needs a person's approval", needs_approval=True)
 
 
 def same_failure(attempts: Sequence[Attempt]) -> str:

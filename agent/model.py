@@ -330,6 +330,19 @@ class Risk(_Word):
     """The whole host may go down."""
 
 
+class Consent(_Word):
+    """What a runbook needs before the daemon may run it. A person with root's rights is her own consent."""
+
+    AUTONOMY = "autonomy"
+    """As the configuration's autonomy says."""
+    STANDING = "standing"
+    """A person's earlier command covers it in every mode; the action refuses where there was no such command."""
+    APPROVAL = "approval"
+    """A person approves each plan, in every mode."""
+    OPERATOR = "operator"
+    """Only a person starts it; the daemon never may."""
+
+
 class Autonomy(_Word):
     """What Holdfast may do by itself: say what it would do, ask, or act."""
 

@@ -18,7 +18,7 @@ from agent.decide import Limits
 from agent.errors import FileTrouble, HoldfastError
 from agent.execution import Begun, Result, Work
 from agent.host import Host
-from agent.model import Json, Outcome, Risk
+from agent.model import Consent, Json, Outcome, Risk
 from agent.protocol import Event
 from agent.runbook import Runbook, Step, Verify
 from agent.steps import StopAsked
@@ -113,6 +113,7 @@ def _work(
         on_failure="",
         inputs={},
         risk=Risk(data.get("risk", "service")),
+        consent=Consent.OPERATOR,
         hash=str(data.get("hash", "")),
         file=f"run {run}",
     )

@@ -20,7 +20,7 @@ from agent import plugin, template
 from agent.decide import Limits
 from agent.errors import ConfigurationError, FileTrouble, Mistake
 from agent.host import Files, ownership
-from agent.model import Json, Risk
+from agent.model import Consent, Json, Risk
 from agent.plugin import Action
 from agent.runbook_schema import Input, RunbookModel, StepModel, input_model, nearest
 
@@ -65,6 +65,7 @@ class Runbook:
     """The id of the runbook that is tried next, "" to escalate."""
     inputs: Mapping[str, Input]
     risk: Risk
+    consent: Consent
     hash: str
     file: str
 
@@ -193,6 +194,7 @@ def _runbook(model: RunbookModel, file: str, known: Catalogue) -> Runbook:
         on_failure="" if isinstance(model.on_failure, str) else model.on_failure.run,
         inputs=model.inputs,
         risk=max((known.actions[step.use].risk for step in model.steps), key=RISKS.index),
+        consent=model.consent,
         hash=hashlib.sha256(canonical.encode()).hexdigest(),
         file=file,
     )

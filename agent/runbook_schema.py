@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
+from agent.model import Consent
 from agent.protocol import NAME
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -97,6 +98,7 @@ class RunbookModel(_Part):
     engines: list[str] = Field(default_factory=list)
     inputs: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")], Input] = Field(default_factory=dict)
     limits: LimitsModel = LimitsModel()
+    consent: Consent = Consent.AUTONOMY
     steps: list[StepModel] = Field(min_length=1, max_length=40)
     verify: VerifyModel | None = None
     on_failure: Literal["escalate"] | RunNext = "escalate"

@@ -24,7 +24,7 @@ from agent.errors import ConfigurationError, HoldfastError, StoreError, UsageErr
 from agent.execution import Work
 from agent.host import Host, journal
 from agent.ledger import Kind
-from agent.model import Autonomy, Decision, Json, Outcome
+from agent.model import Autonomy, Consent, Decision, Json, Outcome
 from agent.protocol import Event, Request
 from agent.runbook import Runbook, Runbooks
 from agent.runbook_schema import RESERVED_INPUTS
@@ -217,7 +217,8 @@ def _decided(asked: Asked, book: Runbook, subject: str, *, approved: bool = Fals
 
 def _approval(asked: Asked, work: Work) -> ledger.Approval | None:
     """The approval that fits this runbook, subject and plan exactly; only looked for where one is needed."""
-    if asked.role is Role.OPERATOR or asked.config.autonomy_for(work.runbook.id) is Autonomy.ACT:
+    acts = asked.config.autonomy_for(work.runbook.id) is Autonomy.ACT and work.runbook.consent is not Consent.APPROVAL
+    if asked.role is Role.OPERATOR or acts:
         return None
     now = asked.host.clock.now()
     incident = asked.request.args.get("incident")

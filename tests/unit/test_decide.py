@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.decide import Attempt, Caller, DecisionFacts, Limits, UnitFacts, decide
-from agent.model import Autonomy, Decision, Moment, Outcome, Risk
+from agent.model import Autonomy, Consent, Decision, Moment, Outcome, Risk
 
 NOW = Moment(1_800_000_000.0, 100_000.0, "boot-2")
 SUBJECT = "engine:chat"
@@ -22,6 +22,7 @@ class Book:
     id: str = "restart-engine"
     risk: Risk = Risk.SERVICE
     limits: Limits = LIMITS
+    consent: Consent = Consent.AUTONOMY
 
 
 FREE = DecisionFacts(autonomy=Autonomy.ACT, caller=Caller.DAEMON)
@@ -80,8 +81,27 @@ def test_force_by_an_operator_goes_beyond_what_is_spent(code: str, changes: dict
     assert ask(replace(operator, caller=Caller.DAEMON, force=True)).code == code
 
 
-def test_a_run_that_is_part_of_the_change_may_run() -> None:
-    assert ask(replace(FREE, change="upgrade", of_change=True)).allow
+def test_what_only_a_person_starts_is_never_the_daemons_and_no_pause_stops_it() -> None:
+    book = Book(consent=Consent.OPERATOR)
+    assert ask(replace(FREE, approved=True), book).code == "operators-only"
+    person = replace(FREE, caller=Caller.OPERATOR)
+    assert ask(replace(person, change="upgrade", paused_until=NOW.wall + 60), book).allow
+    assert ask(replace(person, in_flight="01X"), book).code == "run-in-flight"
+
+
+def test_a_persons_earlier_command_covers_what_stands_on_it_except_during_a_pause_or_change() -> None:
+    book = Book(consent=Consent.STANDING)
+    looking = replace(FREE, autonomy=Autonomy.OBSERVE)
+    assert ask(looking, book).allow
+    assert ask(replace(looking, paused_until=NOW.wall + 60), book).code == "paused"
+    assert ask(replace(looking, change="upgrade"), book).code == "change-open"
+
+
+def test_what_is_always_approved_is_never_run_by_itself() -> None:
+    book = Book(consent=Consent.APPROVAL)
+    assert (ask(FREE, book).code, ask(FREE, book).needs_approval) == ("needs-approval", True)
+    assert ask(replace(FREE, approved=True), book).allow
+    assert ask(replace(FREE, caller=Caller.OPERATOR), book).allow
 
 
 def test_whose_hand_it_was_must_be_known_unless_an_operator_asks() -> None:
@@ -184,7 +204,6 @@ anything = st.builds(
     attempts=attempts,
     paused_until=st.none() | st.floats(min_value=0, max_value=4e9),
     change=st.sampled_from(["", "upgrade"]),
-    of_change=st.booleans(),
     in_flight=st.sampled_from(["", "01X"]),
     unit=units,
     incurable=st.sampled_from(["", "no kernel image"]),
@@ -202,7 +221,7 @@ def test_a_yes_means_that_nobody_objects(facts: DecisionFacts, now: Moment) -> N
     assert facts.known
     assert not facts.in_flight
     assert facts.paused_until is None
-    assert not facts.change or facts.of_change
+    assert not facts.change
     if facts.unit is not None:
         unit = facts.unit
         assert (unit.masked, unit.disabled, unit.operator_stopped, unit.busy) == (False, False, False, "")
