@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.child import Child
+from tests.support.loopback import Serve, serving
 
 
 @pytest.fixture
@@ -22,3 +23,9 @@ def children() -> Iterator[list[Child]]:
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(child.pid, signal.SIGKILL)
             child.wait()
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Starts a server on loopback: each connection is handed to a function, in a thread."""
+    yield from serving()
