@@ -20,7 +20,8 @@ class Owned:
     """The holds that are ours. packages: as NAME:ARCHITECTURE, only those that nobody else had held before.
 
     driver: the driver version they hold. kernel: the kernel release whose prebuilt modules they hold, "" for none.
-    at: Unix seconds. by: who asked for them.
+    at: Unix seconds. by: who asked for them. suspended: they are released for a planned change, so that a package on
+    hold now was held by somebody else.
     """
 
     packages: tuple[str, ...]
@@ -28,10 +29,11 @@ class Owned:
     kernel: str
     at: float
     by: str
+    suspended: bool = False
 
 
 def text(owned: Owned) -> str:
-    """The file's text."""
+    """The file's text: the names alone in lines of two spaces, which the package's removal reads without Python."""
     return json.dumps(
         {
             "packages": list(owned.packages),
@@ -39,6 +41,7 @@ def text(owned: Owned) -> str:
             "kernel": owned.kernel,
             "at": owned.at,
             "by": owned.by,
+            "suspended": owned.suspended,
         },
         indent=1,
     )
@@ -49,7 +52,8 @@ def owned(host: Host) -> Owned | None:
     try:
         said: Json = json.loads(host.files.read_text(FILE, 1 << 20))
         names = tuple(str(name) for name in said["packages"])
-        return Owned(names, str(said["driver"]), str(said["kernel"]), float(said["at"]), str(said["by"]))
+        words = str(said["driver"]), str(said["kernel"]), float(said["at"]), str(said["by"])
+        return Owned(names, *words, suspended=said.get("suspended") is True)
     except FileTrouble as error:
         if error.kind == "missing":
             return None

@@ -45,6 +45,11 @@ class Package:
     transitional: bool = False
 
     @property
+    def key(self) -> str:
+        """What the record of our holds calls it: NAME:ARCHITECTURE, "all" included."""
+        return f"{self.name}:{self.architecture}"
+
+    @property
     def held(self) -> bool:
         """Whether dpkg's selection is hold."""
         return self.wanted == "h"
@@ -97,6 +102,11 @@ def is_driver(name: str, source: str) -> bool:
     if never.fullmatch(name):
         return False
     return sources.fullmatch(source) is not None or names.fullmatch(name) is not None
+
+
+def is_never_ours(name: str) -> bool:
+    """Whether a name belongs to what is never held: NVIDIA's kernel flavour, container and CUDA toolkits. Pure."""
+    return _patterns()[0].fullmatch(name) is not None
 
 
 def shares_the_version(package: Package) -> bool:
