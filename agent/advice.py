@@ -7,6 +7,7 @@ the daemon does not ask for what would be refused, and pages say why.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from agent import facts, ledger, plugin
 from agent.config import Config
@@ -59,14 +60,28 @@ class Adviser:
         """The runbook for this finding, and whether it may run now."""
         engine = facts.engine_of(self.config, finding.subject)
         runbook = self.runbooks.runbook_for(finding.id, engine.kind if engine else None)
-        explain = f"holdfast explain {finding.id}"
         if runbook is None:
-            why = "no runbook can cure this" if not self._is_manual(finding) else "a person must act"
-            return Advice(None, Decision(False, why, "manual"), left=why, command=explain)
+            return self._for_a_person(finding)
         decision = self._decide(runbook, finding, now)
+        if decision.code == "change-open" and not self._is_expected(finding):
+            decision = replace(decision, code="manual")
         return Advice(
             runbook.id, decision, left=self._left(decision), command=self._command(runbook, finding, decision)
         )
+
+    def _for_a_person(self, finding: Finding) -> Advice:
+        """What no runbook cures; what a planned change leads through is left to whoever is at it."""
+        change = facts.open_change(self._host) if self._is_expected(finding) else ""
+        if change:
+            why = f"a planned change is open: {change}"
+            return Advice(None, Decision(False, why, "change-open"), left=why, command="holdfast change status")
+        why = "no runbook can cure this" if not self._is_manual(finding) else "a person must act"
+        return Advice(None, Decision(False, why, "manual"), left=why, command=f"holdfast explain {finding.id}")
+
+    def _is_expected(self, finding: Finding) -> bool:
+        """Whether a planned change goes through this, so that nobody need be called while one is open."""
+        rule = plugin.rules().get(finding.id)
+        return rule is not None and rule.expected_in_change and not finding.never_planned
 
     def _is_manual(self, finding: Finding) -> bool:
         rule = plugin.rules().get(finding.id)

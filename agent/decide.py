@@ -21,7 +21,8 @@ The reasons are tried in this order, and the first that applies is the answer:
 What a person must decide comes first, what waiting cures next, and permission last, so that approval is only ever
 asked for a run that would otherwise start. A runbook that a person's earlier command covers (`consent: standing`)
 needs no further permission. A request by root is its own permission; `force` (root only) also skips
-everything from `incurable` to `cooldown`, and nothing above that line.
+everything from `incurable` to `cooldown`, and nothing above that line. What only a person starts has no budget: the
+limits keep a machine from repeating itself.
 """
 
 from __future__ import annotations
@@ -135,7 +136,8 @@ def decide(runbook: Decidable, subject: str, facts: DecisionFacts, now: Moment) 
     """The answer, with one stable code, a reason in words, and when to ask again where waiting helps."""
     for refusal in _forbidden(runbook, subject, facts, now):
         return refusal
-    if not (facts.force and facts.caller is Caller.OPERATOR):
+    by_hand = facts.force or runbook.consent is Consent.OPERATOR
+    if not (by_hand and facts.caller is Caller.OPERATOR):
         for refusal in _spent(runbook, subject, facts, now):
             return refusal
     for refusal in _not_permitted(runbook, facts):

@@ -197,7 +197,9 @@ def _host(host: Host) -> dict[str, Json]:
 
 
 def target(config: Config, subject: str, params: Any = None) -> Target:
-    """The target of an action on this subject."""
+    """The target of an action on this subject; on the host with those of every engine."""
     engine = engine_of(config, subject)
     kind = None if engine is None else plugin.engines()[engine.kind]
-    return Target(subject, params if params is not None else NoParameters(), 0.0, kind, engine)
+    known = params if params is not None else NoParameters()
+    engines = tuple(target(config, f"engine:{each.name}") for each in config.engines) if subject == "host" else ()
+    return Target(subject, known, 0.0, kind, engine, engines)

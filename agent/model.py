@@ -235,6 +235,7 @@ class Finding:
     incurable: a restart cannot cure it, so none is tried.
     quiet: told at low urgency and never acted upon.
     over: an event that is already over when it is found (a crash that systemd repaired).
+    never_planned: no planned change leads through it, so it stays loud while one is open, whatever its rule says.
     """
 
     id: str
@@ -249,6 +250,7 @@ class Finding:
     incurable: bool = False
     quiet: bool = False
     over: bool = False
+    never_planned: bool = False
     folded: tuple[str, ...] = ()
 
     @property

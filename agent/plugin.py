@@ -112,6 +112,7 @@ class Target:
     """What a check is run against: the host, or one engine with its settings.
 
     every_s: the cadence the check runs at here, so that it can notice that its own tick was late.
+    engines: for an action on the host, the target of every configured engine.
     """
 
     subject: str
@@ -119,6 +120,7 @@ class Target:
     every_s: float
     engine: Engine | None = None
     settings: Any = None
+    engines: tuple[Target, ...] = ()
 
     @property
     def unit(self) -> str | None:
@@ -142,6 +144,9 @@ class Check:
     every_s: cadence in seconds; 0 means only when asked for.
     own_every_s: the engine's setting that says how often it runs there (seconds, None: as `every_s` says).
     on_suspicion_s: a shorter cadence while the last result was not OK, 0 for none.
+    due_when_changed: files and folders whose change makes it due within seconds; what changed is not judged by that.
+    unsettled: the name of an observation that is true while what the check reads is being changed by somebody, so that
+        it is looked at again soon; "" for none.
     applies: False makes the check appear nowhere for this target.
     needs_before: judged by comparing two observations, so without a `before` the frame observes twice,
         `apart_s` seconds apart.
@@ -159,6 +164,8 @@ class Check:
     applies: Callable[[Target], bool] = everywhere
     own_every_s: str = ""
     on_suspicion_s: float = 0.0
+    due_when_changed: tuple[str, ...] = ()
+    unsettled: str = ""
     needs_before: bool = False
     apart_s: float = 5.0
     as_root: bool = False
@@ -193,7 +200,8 @@ class Rule:
     """One cause: a pure function from the latest results to findings with this rule's id.
 
     reads: checks it rests on. explainers: checks made due and awaited before its finding opens.
-    manual: no runbook; a person acts.
+    manual: no runbook; a person acts. expected_in_change: part of what a planned change goes through, so while one is
+        open it is told quietly and nothing is done about it; any other cause stays as loud as ever.
     """
 
     id: str
@@ -202,6 +210,7 @@ class Rule:
     diagnose: Callable[[Results, Moment], Iterable[Finding]]
     explainers: tuple[str, ...] = ()
     manual: bool = False
+    expected_in_change: bool = False
     title: str = ""
 
 
@@ -245,6 +254,13 @@ class WriteFile:
     path: str
     content: str
     mode: int = 0o644
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveFile:
+    """Remove a file; nothing happens when it is not there."""
+
+    path: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +312,7 @@ class Refuse:
     not_before_s: float | None = None
 
 
-PlanStep: TypeAlias = Command | WriteFile | Wait | Read | Noop | Refuse
+PlanStep: TypeAlias = Command | WriteFile | RemoveFile | Wait | Read | Noop | Refuse
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ SETTLE_S = 10.0
 """How long fresh results about a subject are awaited when a run on it has ended, or when the daemon begins."""
 
 
-FOR_A_PERSON = frozenset({"budget", "same-failure-twice", "incurable", "host-once-a-day", "unknown-subject"})
+FOR_A_PERSON = frozenset({"manual", "budget", "same-failure-twice", "incurable", "host-once-a-day", "unknown-subject"})
 """Decision codes after which nothing more is tried."""
 HANDS_OFF = frozenset({"paused", "change-open"})
 """Decision codes under which a fault is told quietly: a person is at work."""
@@ -358,14 +358,14 @@ class Reconciler:
         if machine.must_wait(incident, now):
             return []
         decision = advice.decision
-        if advice.runbook is None or decision.code in FOR_A_PERSON:
+        if decision.code in FOR_A_PERSON or (advice.runbook is None and decision.code not in HANDS_OFF):
             self._apply(
                 incidents,
                 told,
                 *machine.escalated(incident, decision.reason, advice.left, advice.command, now, self._new_id),
             )
             return []
-        if not decision.allow:
+        if not decision.allow or advice.runbook is None:
             asks = decision.code == "needs-approval"
             command = f"sudo holdfast incident approve {incident.id}" if asks else advice.command
             after, transition = machine.waiting(incident, decision.reason, command, asks, now, self._new_id)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from agent.errors import CommandFailed, HoldfastError, HostError
 from agent.host import Host
 from agent.model import Json
-from agent.plugin import Command, Noop, Plan, PlanStep, Read, Wait, WriteFile
+from agent.plugin import Command, Noop, Plan, PlanStep, Read, RemoveFile, Wait, WriteFile
 
 POLL_S = 0.2
 """How often a condition is looked at."""
@@ -82,7 +82,7 @@ class Performer:
             left = None if timeout_s is None else timeout_s - self.host.clock.now().since(started)
             if left is not None and left <= 0:
                 raise StepFailed(f"not done within {timeout_s:g} s", code="timeout")
-            if isinstance(step, (Command, WriteFile)):
+            if isinstance(step, (Command, WriteFile, RemoveFile)):
                 self.touch()
                 changed = True
             said = self._one(step, left)
@@ -100,6 +100,9 @@ class Performer:
             if isinstance(step, WriteFile):
                 group = self.group if step.path.startswith(self.own) else None
                 self.host.files.write_atomic(step.path, step.content, step.mode, group=group)
+                return ""
+            if isinstance(step, RemoveFile):
+                self.host.files.remove(step.path)
                 return ""
             if isinstance(step, Wait):
                 return self._wait(step, left_s)
@@ -151,6 +154,8 @@ def _line(step: PlanStep) -> list[str]:
         return [f"cd {shlex.quote(step.cwd)} && {line}" if step.cwd else line]
     if isinstance(step, WriteFile):
         return [f"# write {shlex.quote(step.path)} (mode {step.mode:o})"]
+    if isinstance(step, RemoveFile):
+        return [f"rm --force -- {shlex.quote(step.path)}"]
     if isinstance(step, Wait):
         looked = [f"{shlex.join(step.until.by_hand)}    # until {step.until.words}, at most {step.timeout_s:g} s"]
         lines = looked if step.until.by_hand else [f"# wait until {step.until.words}, at most {step.timeout_s:g} s"]

@@ -33,5 +33,6 @@ RULE = Rule(
     confirm=Confirm(samples=2, apart_s=30.0, clear_s=60.0),
     diagnose=diagnose,
     manual=True,
+    expected_in_change=True,
 )
 """Twice, because apt runs dpkg several times in one upgrade and is between two of them for a moment."""

@@ -51,4 +51,5 @@ RULE = Rule(
     confirm=Confirm(for_s=GIVE_UP_S, clear_s=30.0),
     diagnose=diagnose,
     manual=True,
+    expected_in_change=True,
 )

@@ -56,4 +56,5 @@ RULE = Rule(
     explainers=("engine.unit", "engine.progress", "driver.lock"),
     confirm=EVENT,
     diagnose=diagnose,
+    expected_in_change=True,
 )

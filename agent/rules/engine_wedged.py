@@ -49,4 +49,5 @@ RULE = Rule(
     explainers=("engine.unit", "driver.lock", "engine.blocked"),
     confirm=EVENT,
     diagnose=diagnose,
+    expected_in_change=True,
 )

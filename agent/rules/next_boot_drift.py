@@ -39,5 +39,6 @@ RULE = Rule(
     confirm=EVENT,
     diagnose=diagnose,
     manual=True,
+    expected_in_change=True,
 )
 """The check does not judge half-finished installations, so what it says is believed at once."""

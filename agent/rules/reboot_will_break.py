@@ -32,6 +32,7 @@ def diagnose(results: Results, now: Moment) -> Iterable[Finding]:
             results=((boot.check, boot.subject), (reboot.check, reboot.subject)),
             explains=((boot.check, boot.subject),),
             signature=f"{boot.value('next.release')} {boot.value('next.version')}",
+            never_planned=boot.status is Status.CRITICAL,
         )
 
 
@@ -52,4 +53,5 @@ RULE = Rule(
     confirm=EVENT,
     diagnose=diagnose,
     manual=True,
+    expected_in_change=True,
 )

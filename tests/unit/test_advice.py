@@ -13,6 +13,7 @@ from agent import ledger, runbook
 from agent.advice import Adviser
 from agent.config import AutonomySettings, Config
 from agent.errors import FileTrouble
+from agent.host import changes
 from agent.host.files import RealFiles
 from agent.model import Autonomy, CheckResult, Finding, Moment, Observation, Status, Verdict
 from agent.plugin import engines
@@ -110,3 +111,34 @@ def test_a_runbook_for_the_host_is_not_mistaken_for_one_of_an_engine_called_host
     assert advise(DRIFT, now).runbook is None
     advise.runbooks = Runbooks({for_host.id: for_host})
     assert advise(DRIFT, now).decision.allow
+
+
+def change_opens(advise: Adviser) -> None:
+    files: Any = advise._host.files
+    change = changes.Change("1", "580.178.04", "", "CVE", Moment(0.0, 0.0, "boot-1"), 3600.0, "alice", "550.54.15")
+    files.entries[changes.FILE] = changes.text(change)
+
+
+def test_what_a_planned_change_goes_through_is_left_to_whoever_is_at_it() -> None:
+    advise, now = adviser()
+    assert advise(DRIFT, now).decision.code == "manual"
+    change_opens(advise)
+    for finding in (DRIFT, DEAD):
+        advice = advise(finding, now)
+        assert (advice.decision.code, advice.decision.reason) == (
+            "change-open", "a planned change is open: driver 580.178.04 (CVE)",
+        )  # fmt: skip
+    assert advise(DRIFT, now).command == "holdfast change status"
+
+
+def test_what_was_never_planned_stays_loud_during_a_change() -> None:
+    advise, now = adviser()
+    change_opens(advise)
+    for_trap = replace(advise.runbooks.by_id["restart-engine"], findings=("next-boot-no-driver",), steps=())
+    trap = Finding("next-boot-no-driver", "host", Status.CRITICAL, "no driver")
+    assert advise(trap, now).decision.code == "manual"
+    advise.runbooks = Runbooks({for_trap.id: for_trap})
+    assert advise(trap, now).decision.code == "manual", "a runbook of its own does not make it quieter"
+    armed = Finding("reboot-will-break", "host", Status.CRITICAL, "reboots in 5 h", never_planned=True)
+    assert advise(armed, now).decision.code == "manual"
+    assert advise(replace(armed, never_planned=False), now).decision.code == "change-open"

@@ -267,3 +267,10 @@ def test_an_attempt_from_the_future_counts_as_made_now(wall: float) -> None:
     tried = tuple(Attempt("r", "restart-engine", SUBJECT, at, Risk.SERVICE, Outcome.FAILED) for _ in range(3))
     allowed = ask(replace(FREE, attempts=tried)).allow
     assert allowed is (NOW.wall - wall >= 21600)
+
+
+@pytest.mark.parametrize(("code", "changes"), SPENT)
+def test_what_only_a_person_starts_has_no_budget(code: str, changes: dict[str, object]) -> None:
+    person = replace(FREE, caller=Caller.OPERATOR, **changes)  # type: ignore[arg-type]
+    assert ask(person, Book(consent=Consent.OPERATOR)).allow
+    assert ask(person, Book(consent=Consent.APPROVAL)).code == code

@@ -251,6 +251,18 @@ def test_while_paused_it_is_told_quietly_and_acted_upon_afterwards(scene: Scene)
     assert [type(effect) for effect in effects] == [StartRun]
 
 
+def test_what_a_planned_change_goes_through_is_quiet_while_it_is_open_and_loud_if_it_stays(scene: Scene) -> None:
+    scene.runbook = None
+    scene.decision = Decision(False, "a planned change is open", "change-open")
+    scene.result("engine.unit", Verdict.DEAD)
+    scene.explain()
+    scene.send(Tick(), after=7200)
+    assert scene.told == [("engine-dead", "opened", Urgency.INFO)]
+    scene.decision = Decision(False, "a person must act", "manual")
+    scene.send(Tick(), after=1)
+    assert scene.told[-1] == ("engine-dead", "escalated", Urgency.CRITICAL)
+
+
 def test_resuming_counts_at_once_and_not_when_the_pause_would_have_ended(scene: Scene) -> None:
     scene.decision = Decision(False, "paused", "paused", not_before=scene.clock.now().wall + 7200)
     scene.result("engine.unit", Verdict.DEAD)
