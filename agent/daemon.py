@@ -198,6 +198,7 @@ class Daemon:
         self._lag_s = max(0.0, now.since(self._ticked_at) - TICK_S)
         self._ticked_at = now
         self._lookout.mind_the_clock(now)
+        self._lookout.mind_the_paths(now)
         self._report_on_ourselves(now)
         if self._noted_at is None or now.since(self._noted_at) >= NOTE_EVERY_S:
             self._leave_note(now)

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 
@@ -48,7 +48,7 @@ def watch() -> Iterator[Watch]:
     started: list[Lookout] = []
 
     def begin(
-        observe: Callable[[Observed | None], Iterable[Observation]], **settings: float
+        observe: Callable[[Observed | None], Iterable[Observation]], host: FakeHost | None = None, **settings: Any
     ) -> tuple[Lookout, queue.Queue[CheckResult], Clock]:
         check = Check(
             id="test.check",
@@ -56,6 +56,8 @@ def watch() -> Iterator[Watch]:
             every_s=settings.get("every_s", 3600.0),
             timeout_s=1.0,
             on_suspicion_s=settings.get("on_suspicion_s", 0.0),
+            due_when_changed=settings.get("due_when_changed", ()),
+            unsettled=settings.get("unsettled", ""),
             observe=lambda host, target, before: observe(before),
             judge=lambda now, before, params: Judgement(Status(now.value("status", "OK")), ""),
         )
@@ -63,7 +65,7 @@ def watch() -> Iterator[Watch]:
         clock = Clock()
         results: queue.Queue[CheckResult] = queue.Queue()
         lookout = Lookout(
-            replace(FakeHost.build(), clock=clock),
+            replace(host or FakeHost.build(), clock=clock),
             results.put,
             lambda host, check, target, before: check.observe(host, target, before),
         )
@@ -152,3 +154,44 @@ def test_a_look_that_hangs_is_reported_as_overdue(watch: Watch) -> None:
     go_on.set()
     results.get(timeout=PATIENCE_S)
     assert lookout.overdue(later) == []
+
+
+def test_a_file_that_changes_makes_its_check_due(watch: Watch) -> None:
+    host = FakeHost.build(files={"/watched": "one"})
+    lookout, results, clock = watch(lambda before: [], host=host, due_when_changed=("/watched",))
+    results.get(timeout=PATIENCE_S)
+    lookout.mind_the_paths(clock.now())
+    host.files.write_atomic("/watched", "another")
+    clock.ahead_s = 5.0
+    lookout.mind_the_paths(Moment(clock.now().wall, clock.now().boot_s + 5, "boot"))
+    assert results.get(timeout=PATIENCE_S).status is Status.OK
+    with pytest.raises(queue.Empty):
+        results.get(timeout=0.3)
+
+
+def test_what_somebody_is_changing_is_looked_at_again_until_it_is_settled(
+    watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.lookout.UNSETTLED_S", (0.05, 0.1))
+    changes = ["dpkg is at work", "dpkg is at work", ""]
+    _, results, _ = watch(lambda before: [Observation("change", changes.pop(0))], unsettled="change")
+    assert [results.get(timeout=PATIENCE_S).value("change") for _ in range(3)] == ["dpkg is at work"] * 2 + [""]
+    with pytest.raises(queue.Empty):
+        results.get(timeout=0.5)
+
+
+def test_a_look_at_the_host_that_fails_forgets_nothing(watch: Watch) -> None:
+    def observe(before: Observed | None) -> list[Observation]:
+        count = 0 if before is None else before.value("count")
+        if count == 1 and not failed:
+            failed.append(True)
+            raise RuntimeError
+        return [Observation("count", count + 1)]
+
+    failed: list[bool] = []
+    lookout, results, _ = watch(observe)
+    assert results.get(timeout=PATIENCE_S).value("count") == 1
+    lookout.look("test.check", "host")
+    assert results.get(timeout=PATIENCE_S).status is Status.UNKNOWN
+    lookout.look("test.check", "host")
+    assert results.get(timeout=PATIENCE_S).value("count") == 2
