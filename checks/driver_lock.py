@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from agent.host import Host, driver, driver_truth
+from agent.host import Host, driver, driver_truth, packages
 from agent.model import Judgement, Observation, Observed, Status
 from agent.plugin import Check, NoParameters, Target
 
@@ -66,5 +66,13 @@ def _compare(loaded: str | None, library: str | None, locked: str | None) -> Jud
     return Judgement(Status.OK, f"driver {loaded} runs, as locked")
 
 
-CHECK = Check(id="driver.lock", scope="host", every_s=5.0, timeout_s=10.0, observe=observe, judge=judge)
+CHECK = Check(
+    id="driver.lock",
+    scope="host",
+    every_s=5.0,
+    timeout_s=10.0,
+    observe=observe,
+    judge=judge,
+    due_when_changed=(packages.STATUS, driver.LOCK_FILE),
+)
 """Often, because a few small files tell it: the libraries that `dpkg -i` replaced are noticed within ten seconds."""

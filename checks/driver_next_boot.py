@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from agent.host import Host, driver, driver_truth, kernel_modules, packages
+from agent.host import Host, boot, driver, driver_truth, kernel_modules, packages
 from agent.host.boot import NextBoot
 from agent.host.driver_truth import Future, Present
 from agent.model import Judgement, Moment, Observation, Observed, Status
@@ -22,6 +22,7 @@ from agent.plugin import Check, NoParameters, Target
 
 DPKG_S = 1800.0
 """How long a change of packages is waited for, seconds: one that waits for an answer may last for hours."""
+_MENUS = tuple(f"{folder}/{name}" for folder in boot.GRUB_FOLDERS for name in ("grub.cfg", "grubenv"))
 _PROBLEMS = ("lock.unreadable", "next.problem", "next.driver_problem", "library.problem", "cuda.problem")
 _LATER = ("next.", "running.", "secure_boot", "known")
 
@@ -122,5 +123,7 @@ CHECK = Check(
     observe=observe,
     judge=judge,
     as_root=True,
+    due_when_changed=(packages.STATUS, driver.LOCK_FILE, "/boot", "/lib/modules", *_MENUS),
+    unsettled="change",
 )
 """As root: grub.cfg, the boot partition and the modules' keys are often readable by root alone."""

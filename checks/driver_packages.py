@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from agent.host import Host, driver_truth, packages
+from agent.host import Host, driver, driver_truth, packages
 from agent.model import Judgement, Observation, Observed, Status
 from agent.plugin import Check, NoParameters, Target
 
@@ -82,4 +82,13 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-CHECK = Check(id="driver.packages", scope="host", every_s=60.0, timeout_s=30.0, observe=observe, judge=judge)
+CHECK = Check(
+    id="driver.packages",
+    scope="host",
+    every_s=60.0,
+    timeout_s=30.0,
+    observe=observe,
+    judge=judge,
+    due_when_changed=(packages.STATUS, driver.LOCK_FILE),
+    unsettled="change",
+)

@@ -38,4 +38,12 @@ def judge(now: Observed, before: Observed | None, params: NoParameters) -> Judge
     return Judgement(Status.OK, f"no reboot is armed; one is wanted by {', '.join(wanted) or 'an update'}")
 
 
-CHECK = Check(id="host.reboot", scope="host", every_s=60.0, timeout_s=30.0, observe=observe, judge=judge)
+CHECK = Check(
+    id="host.reboot",
+    scope="host",
+    every_s=60.0,
+    timeout_s=30.0,
+    observe=observe,
+    judge=judge,
+    due_when_changed=(reboots.SCHEDULED, *reboots.REQUIRED),
+)
