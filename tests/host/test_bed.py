@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ from bed import (
     llama_unit,
     long_prompt,
     make_deb,
+    mirror,
     nvml_library,
     publish,
     set_nvml,
@@ -89,6 +92,23 @@ def test_a_published_upgrade_is_taken_unless_held(host: Boot, tmp_path: Path, su
 def test_further_packages_come_with_the_root_file_system(host: Boot) -> None:
     booted = host(llama=False, packages=["patch"])
     assert "patch" in booted.run("patch", "--version").stdout
+
+
+def test_a_mirror_whose_pins_the_archive_dropped_takes_what_is_offered_now_and_says_so(bed: Bed) -> None:
+    assert bed
+    offered = mirror.ubuntu_mirror()
+    pins = mirror.pinned(mirror.PINS.read_text(encoding="ascii"))
+    index = next(number for number, pin in enumerate(pins) if pin.name == "tzdata")
+    pins[index] = replace(pins[index], version="1999a-1", path="pool/main/t/tzdata/tzdata_1999a-1_all.deb", sha256="0")
+    folder = offered.folder.with_name("dropped")
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        made = mirror.make(pins, folder)
+        assert (folder / "dists/noble-security/Release").exists()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    assert "has dropped tzdata 1999a-1: noble-security is what it offers now" in made.notes[0]
+    assert made.unrelated["tzdata"] >= offered.unrelated["tzdata"]
 
 
 def test_kernel_messages_of_the_test_reach_a_reader_in_the_host(host: Boot) -> None:

@@ -93,18 +93,26 @@ def _debootstrap(suite: str, tree: Path) -> None:
     if suite in DEBIAN:
         argv += [suite, str(tree), debian_mirror()]
     else:
-        scripts = Path("/usr/share/debootstrap/scripts")
-        script = scripts / (suite if (scripts / suite).exists() else "gutsy")
-        mirror = _ubuntu_mirror(script, suite)
+        script = _ubuntu_script(suite)
+        mirror = ubuntu_archive(suite)
         argv += [f"--keyring={_ubuntu_keyring(mirror)}", "--components=main,restricted,universe,multiverse"]
         argv += [suite, str(tree), mirror, str(script)]
     _run(argv, f"debootstrap {suite}")
 
 
-def _ubuntu_mirror(script: Path, suite: str) -> str:
-    """Return the first mirror in debootstrap's own script for Ubuntu that has the suite."""
+def _ubuntu_script(suite: str) -> Path:
+    scripts = Path("/usr/share/debootstrap/scripts")
+    return scripts / (suite if (scripts / suite).exists() else "gutsy")
+
+
+def ubuntu_archive(suite: str) -> str:
+    """Return the first mirror in debootstrap's own script for Ubuntu that has the suite.
+
+    Raises UnavailableError when none answers.
+    """
     reasons = []
-    for mirror in dict.fromkeys(re.findall(r"default_mirror\s+(\S*ubuntu\S*)", script.read_text(encoding="utf-8"))):
+    text = _ubuntu_script(suite).read_text(encoding="utf-8")
+    for mirror in dict.fromkeys(re.findall(r"default_mirror\s+(\S*ubuntu\S*)", text)):
         try:
             _fetch(f"{mirror}/dists/{suite}/Release", f"the Ubuntu archive for {suite}")
         except UnavailableError as error:
