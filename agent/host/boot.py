@@ -31,6 +31,7 @@ class NextBoot:
 
     by: kexec, GRUB, systemd-boot, newest or container. how: what made it this entry ("one-shot entry"). entry: its
     title, submenus first. parameters: its command line, "" when unknown. initrd: its file name, "" when unknown.
+    pinned: the entry is named and is this kernel's own, so that it stays the next when another kernel comes.
     """
 
     release: str | None
@@ -40,6 +41,7 @@ class NextBoot:
     parameters: str = ""
     initrd: str = ""
     problem: str = ""
+    pinned: bool = False
 
 
 def running_release(host: Host) -> str | None:
@@ -104,6 +106,8 @@ def _grub(host: Host, folder: str) -> NextBoot:
         entry=title,
         parameters=choice.entry.parameters,
         initrd=choice.entry.initrd.rpartition("/")[2],
+        # The entry of the distribution's name alone is always the newest kernel's.
+        pinned=choice.named and release in choice.path[-1],
     )
     if not any(grub.kernel_release(name) == release for name in _names(host, "/boot")):
         return replace(found, release=None, problem=f"GRUB would load {choice.entry.kernel}, which is not in /boot")

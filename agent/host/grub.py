@@ -44,11 +44,15 @@ class Menu:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The entry that boots next, its path through the submenus, and why: one-shot, saved, default or first."""
+    """The entry that boots next, its path through the submenus, and why: one-shot, saved, default or first.
+
+    named: the entry was chosen by its title or id; a number means another one once the menu changes.
+    """
 
     entry: Entry
     path: tuple[str, ...]
     why: str
+    named: bool = False
 
 
 def unclear(why: str) -> FileTrouble:
@@ -92,11 +96,12 @@ def choose(found: Menu, variables: Mapping[str, str]) -> Choice:
     entries = found.entries
     while True:
         entry = entries[index]
-        if entry.conditional or (value.strip()[:1].isdigit() and any(each.conditional for each in entries[:index])):
+        numbered = value.strip()[:1].isdigit()
+        if entry.conditional or (numbered and any(each.conditional for each in entries[:index])):
             raise unclear("the default depends on a condition in grub.cfg")
         path.append(entry.title)
         if entry.entries is None:
-            return Choice(entry, tuple(path), why)
+            return Choice(entry, tuple(path), why, named=not numbered)
         value = _rest(value)
         entries = entry.entries
         found_index = _find(entries, value) if value else None

@@ -60,28 +60,29 @@ def test_what_grub_mkconfig_wrote_is_read_as_grub_reads_it(
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize(
-    ("default", "newer"),
+    ("default", "newer", "pinned"),
     [
-        ("0", True),
-        ("1>0", True),
-        ("1>2", False),
-        ("1>0x2", False),
-        ("Advanced options for {os}>{os}, with Linux {old}", False),
-        ("1>{os}, with Linux {old}", False),
-        ("Advanced options for {os}>2", False),
-        (f"gnulinux-advanced-{UUID}>gnulinux-{{old}}-advanced-{UUID}", False),
-        (f"gnulinux-simple-{UUID}", True),
-        ("7", True),  # a default that names nothing is the first entry
-        ("no such title", True),
-        ("", True),
+        ("0", True, False),
+        ("1>0", True, False),
+        ("1>2", False, False),  # another entry, as soon as a kernel comes
+        ("1>0x2", False, False),
+        ("Advanced options for {os}>{os}, with Linux {old}", False, True),
+        ("1>{os}, with Linux {old}", False, True),
+        ("Advanced options for {os}>2", False, False),
+        (f"gnulinux-advanced-{UUID}>gnulinux-{{old}}-advanced-{UUID}", False, True),
+        (f"gnulinux-simple-{UUID}", True, False),  # always the newest
+        ("7", True, False),  # a default that names nothing is the first entry
+        ("no such title", True, False),
+        ("", True, False),
     ],
 )
-def test_every_form_of_a_default_finds_its_entry(distribution: str, default: str, newer: bool) -> None:
+def test_every_form_of_a_default_finds_its_entry(distribution: str, default: str, newer: bool, pinned: bool) -> None:
     older, newest, name = DISTRIBUTIONS[distribution]
     text = read(distribution, "first.cfg").replace(
         'set default="0"', f'set default="{default.format(os=name, old=older)}"'
     )
-    assert boot.next_boot(grub_host(text, None, older, newest)).release == (newest if newer else older)
+    found = boot.next_boot(grub_host(text, None, older, newest))
+    assert (found.release, found.pinned) == (newest if newer else older, pinned)
 
 
 ENTRY = "menuentry 'One' {\n linux /vmlinuz-6.1 ro\n}\n"
