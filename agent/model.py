@@ -204,6 +204,17 @@ class Sample:
         """Whether the engine gave any complete answer."""
         return self.state not in (EngineState.REFUSED, EngineState.SILENT, EngineState.UNREADABLE)
 
+    def generated_until(self, later: Sample) -> bool:
+        """Whether a counter of generated tokens (their names end in "generated") moved from this look to a later one.
+
+        A counter may also have gone down: that is another request, and what it shows was generated since.
+        """
+        was = dict(self.progress or ())
+        return any(
+            name.endswith("generated") and value >= 1 and name in was and value != was[name]
+            for name, value in later.progress or ()
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Canary:

@@ -53,22 +53,10 @@ def _tokens_flow(host: Host, target: Target) -> tuple[EngineState, bool]:
         state = now.state
         if now.state is not EngineState.SILENT and not now.unanswered and not now.pending:
             break  # nobody waits for a token: a slot is free, or it does not serve at all
-        if last is not None and generated(last, now):
+        if last is not None and last.generated_until(now):
             return state, True
         last = now if now.progress else last  # a busy server may leave one question unanswered
     return state, False
-
-
-def generated(earlier: Sample, later: Sample) -> bool:
-    """Whether a counter of generated tokens (their names end in "generated") moved between two looks.
-
-    A counter may also have gone down: that is another request, and what it shows was generated since.
-    """
-    was = dict(earlier.progress or ())
-    return any(
-        name.endswith("generated") and value >= 1 and name in was and value != was[name]
-        for name, value in later.progress or ()
-    )
 
 
 def judge(now: Observed, before: Observed | None, params: NoParameters) -> Judgement:

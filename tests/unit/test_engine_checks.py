@@ -13,7 +13,7 @@ from agent.host import serving, stops
 from agent.host.systemd import UnitState
 from agent.model import CheckResult, EngineState, Observation, Observed, Sample, Status, Verdict
 from agent.plugin import Target
-from checks import engine_generates, engine_unit
+from checks import engine_unit
 from checks.engine_unit import Crashes, count
 from tests.support.fake_host import FakeHost, in_turn, journal, systemctl_show, timed_out, unreachable
 
@@ -226,7 +226,7 @@ def counters(**values: float) -> Sample:
 
 
 def test_tokens_flow_when_a_counter_of_generated_tokens_moves_and_only_then() -> None:
-    generated = engine_generates.generated
+    generated = Sample.generated_until
     assert generated(counters(a_generated=5), counters(a_generated=6))
     assert generated(counters(a_generated=500), counters(a_generated=3))
     assert not generated(counters(a_generated=5), counters(a_generated=5))

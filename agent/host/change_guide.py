@@ -1,0 +1,96 @@
+"""What a person types next during a planned change. Pure: names are derived from what is installed, never looked up.
+
+Where a name cannot be derived, plain words say what to install: a wrong command is worse than none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from agent.errors import HostError
+from agent.host import Host, packages
+from agent.host.changes import Change
+from agent.host.packages import Package
+from agent.host.planned import Truth
+
+SHOW_MANUAL_S = 20.0
+_MODULES = re.compile(r"linux-modules-nvidia-(\d{3}(?:-server)?(?:-open)?)-(\d+\.\d+\.\d+-\d+-[a-z0-9-]+)")
+"""Ubuntu's ready-made modules of one kernel: the variant, and the kernel's release."""
+_DKMS = re.compile(r"nvidia-(?:.*-)?dkms(?:-.*)?")
+_CARRIES_A_VERSION = re.compile(r"\d{3}\.\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """What comes next: why, and the command to type ("" where words must do)."""
+
+    why: str
+    command: str
+
+
+def asked_for(host: Host) -> frozenset[str]:
+    """The packages that a person asked for by name, as apt remembers it; none where it cannot be asked."""
+    try:
+        answer = host.run(["apt-mark", "showmanual"], timeout_s=SHOW_MANUAL_S)
+    except HostError:
+        return frozenset()
+    return frozenset(answer.stdout.split()) if answer.rc == 0 else frozenset()
+
+
+def next_step(change: Change, found: Sequence[Truth], installed: Iterable[Package], manual: Collection[str]) -> Next:
+    """The next thing to do, from the truths as they are now."""
+    state = {each.name: each for each in found}
+    unknown = next((each for each in found if each.ok is None), None)
+    if unknown is not None:
+        return Next(f"{unknown.name} cannot be told: {unknown.words}", "holdfast lock show")
+    wrong = [name for name, each in state.items() if not each.ok]
+    if not wrong:
+        return Next("everything is as planned", "sudo holdfast change finish")
+    stopped = next((each for each in found if "dpkg --configure" in each.words), None)
+    if stopped is not None:
+        return Next(f"{stopped.name}: {stopped.words.partition(' (')[0]}", "sudo dpkg --configure -a")
+    stale = next((each for each in found if "update-initramfs" in each.words), None)
+    if stale is not None and not {"packages", "libraries"} & set(wrong):
+        return Next("the initial ramdisk is older than the module", stale.words.rpartition("(")[2].rstrip(")"))
+    if {"packages", "libraries", "module, next boot"} & set(wrong):
+        line = install_line(change, installed, manual)
+        words = f"install driver {change.to}" + (f" and kernel {change.kernel}" if change.kernel else "")
+        return Next(words if line else f"{words}, with the packages of this distribution", line)
+    if "next boot" in wrong:
+        why = f"let the boot loader start kernel {change.kernel}: {state['next boot'].words} would start now"
+        return Next(why, f"sudo apt install linux-image-{change.kernel}" if _no_such_kernel(change, installed) else "")
+    return Next("the planned driver is in place and comes with the next boot", "sudo reboot")
+
+
+def install_line(change: Change, installed: Iterable[Package], manual: Collection[str]) -> str:
+    """The apt line that leads to the planned driver and kernel, "" where the names cannot be derived."""
+    present = [each for each in installed if each.installed]
+    ours = [each.name for each in packages.driver_packages(present) if not _CARRIES_A_VERSION.search(each.name)]
+    if not ours:
+        return ""
+    names: list[str] = []
+    if change.to != change.locked or not change.kernel:
+        asked = [name for name in ours if name in manual and not _MODULES.fullmatch(name)]
+        names += [_renamed(name, change) for name in asked or ours if not _MODULES.fullmatch(name)]
+    variants = {found[1] for name in ours if (found := _MODULES.fullmatch(name))}
+    kernels = {found[2] for name in ours if (found := _MODULES.fullmatch(name))}
+    if change.kernel:
+        names.append(f"linux-image-{change.kernel}")
+        if any(_DKMS.fullmatch(name) for name in ours):
+            names.append(f"linux-headers-{change.kernel}")
+        kernels = {change.kernel} if variants else set()
+    renamed = {_renamed(f"-{variant}", change).removeprefix("-") for variant in variants}
+    names += [f"linux-modules-nvidia-{variant}-{kernel}" for variant in sorted(renamed) for kernel in sorted(kernels)]
+    return " ".join(("sudo apt install", *dict.fromkeys(names))) if names else ""
+
+
+def _renamed(name: str, change: Change) -> str:
+    """The package's name in the planned branch: nvidia-utils-550-server of 580 is nvidia-utils-580-server."""
+    old, new = change.locked.partition(".")[0], change.to.partition(".")[0]
+    return re.sub(rf"(?<=-){re.escape(old)}(?=-|$)", new, name) if old else name
+
+
+def _no_such_kernel(change: Change, installed: Iterable[Package]) -> bool:
+    return not any(each.installed and each.name.endswith(f"-{change.kernel}") for each in installed)
