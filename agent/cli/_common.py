@@ -44,6 +44,13 @@ def need_root(session: Session, command: str) -> None:
         raise PermissionRefused("only root may do this", hint=f"sudo {command}")
 
 
+def recorded_name(session: Session) -> str:
+    """Who asked, in the form that runbooks take: a word that cannot carry anything else into a file."""
+    import re
+
+    return re.sub(r"[^A-Za-z0-9._@+-]", "_", session.caller)[:64] or "root"
+
+
 def unknown(what: str, word: str, known: Iterable[str], *, list_with: str = "") -> NoReturn:
     """Raise UsageError for a name that does not exist, with the nearest one that does."""
     from difflib import get_close_matches

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from agent.cli._common import Force, need_root
-from agent.cli._result import Result, plain, rfc3339
+from agent.cli._common import Force, need_root, recorded_name
+from agent.cli._result import Live, Progress, Result, plain
 from agent.cli._session import current
 from agent.cli._verb import Verb
-from agent.errors import FileTrouble, Refused
-from agent.model import CheckResult, Json, Status, worst
+from agent.errors import DaemonUnreachable, HostError, Refused
+from agent.model import CheckResult, Json, Outcome, Status, worst
 
 if TYPE_CHECKING:
     from agent.host import Host
@@ -141,57 +141,68 @@ def _facts(result: CheckResult) -> Json:
     return {"status": result.status.value, "summary": result.summary, **seen}
 
 
-def write(force: Force = False) -> Result:
+def write(force: Force = False) -> Live:
     """Lock the driver that is loaded now; refused where the host contradicts itself."""
-    from agent.host import driver_truth
+    from agent.cli._sockets import events, new_id
+    from agent.protocol import Request
 
     session = current()
     need_root(session, "holdfast lock write")
-    found = versions(session.host)
-    if found.loaded is None:
-        raise Refused(
-            "no NVIDIA driver is loaded: there is no version to lock", hint="load the driver first", code="no-driver"
-        )
-    now, later = driver_truth.present(session.host), driver_truth.future(session.host, {})
-    wrong = driver_truth.contradictions(now, later)
-    if wrong and not force:
-        libraries = any(version not in (None, found.loaded) for version in (found.library, found.cuda))
-        mend = "reboot or reload the driver" if libraries else "mend that (holdfast lock show)"
-        raise Refused(
-            "; ".join(wrong),
-            hint=f"{mend} first; or write it all the same: sudo holdfast lock write --force",
-            code="driver-mismatch" if libraries else "driver-inconsistent",
-        )
-    doubts = driver_truth.unreadable(now, later)
-    if found.locked == found.loaded and not found.problem:
-        return _written(found.loaded, f"{LOCK_FILE} already says {found.loaded}", doubts, changed=False)
-    try:
-        notes = [f"forced: {each}" for each in wrong] + [f"not told: {each}" for each in doubts]
-        text = lock_text(found.loaded, at=session.host.clock.now().wall, who=session.caller, notes=notes)
-        session.host.files.write_atomic(LOCK_FILE, text, 0o644)
-    except FileTrouble as error:
-        error.hint = error.hint or "the package makes this directory: is holdfast installed?"
-        raise
-    return _written(found.loaded, f"{LOCK_FILE} now says {found.loaded}", doubts, changed=True)
+    request = Request(
+        do="run",
+        id=new_id(),
+        runbook="write-lock",
+        subject="host",
+        args={"by": recorded_name(session), "force": force},
+        because="lock write --force" if force else "lock write",
+        force=force,
+    )
+    before: dict[str, Json] = {}
+    for event in events(session, request):
+        data = event.data
+        if event.event == "refused":
+            raise _refused(str(data.get("reason") or "the runner refused"), str(data.get("code") or "refused"))
+        if event.event == "step_started":
+            yield Progress(f"{data.get('name', '')} …", transient=True)
+        if event.event == "planned" and data.get("use") == "lock.write":
+            before = dict(data.get("before") or {})
+        if event.event == "step_ended" and data.get("use") != "lock.write":
+            yield Progress(_beside(data))
+        if event.event == "ended":
+            if data.get("outcome") != Outcome.SUCCEEDED.value:
+                hint = f"holdfast audit show {request.id}"
+                raise HostError(str(data.get("summary")), code=str(data.get("code") or "not-written"), hint=hint)
+            return _written(before)
+    raise DaemonUnreachable("the runner hung up before the lock was written", where=request.id, code="runner-gone")
 
 
-def _written(version: str, text: str, doubts: Sequence[str], *, changed: bool) -> Result:
-    data = {"path": LOCK_FILE, "locked": version, "changed": changed, "not_told": list(doubts)}
-    return Result("lock-written", data, plain("\n".join([text, *(f"could not be checked: {each}" for each in doubts)])))
+def _beside(step: Mapping[str, Json]) -> str:
+    """What another step of the run did."""
+    words = f"{step.get('name', '')}: {step.get('summary') or 'done'}"
+    return words if step.get("ok") else f"{words} (this did not work; the lock is not touched by it)"
 
 
-def lock_text(version: str, *, at: float, who: str, notes: Sequence[str] = ()) -> str:
-    """The lock file's text: who locked what and when, then the version alone on its line."""
-    lines = [
-        "# The NVIDIA driver this host must run: holdfast explain driver.lock",
-        f"# locked {rfc3339(at)} by {_one_line(who)[:64]}",
-        *(f"# {_one_line(note)}" for note in notes),
-    ]
-    return "\n".join([*lines, version, ""])
+def _refused(reason: str, code: str) -> Refused:
+    """The runner's no, with what to do about it."""
+    mend = {
+        "driver-mismatch": "reboot or reload the driver",
+        "driver-inconsistent": "mend that (holdfast lock show)",
+    }
+    hint = {
+        "no-driver": "load the driver first",
+        "change-open": "holdfast change status",
+    }.get(code, "")
+    if code in mend:
+        hint = f"{mend[code]} first; or write it all the same: sudo holdfast lock write --force"
+    return Refused(reason, hint=hint, code=code)
 
 
-def _one_line(text: str) -> str:
-    return "".join(character for character in text if character.isprintable())
+def _written(before: Mapping[str, Json]) -> Result:
+    version, changed, doubts = before.get("version"), bool(before.get("changed")), list(before.get("not_told") or ())
+    text = f"{LOCK_FILE} {'now' if changed else 'already'} says {version}"
+    data = {"path": LOCK_FILE, "locked": version, "changed": changed, "not_told": doubts}
+    lines = [text, *(f"could not be checked: {each}" for each in doubts)]
+    return Result("lock-written", data, plain("\n".join(lines)))
 
 
 def verify() -> Result:
