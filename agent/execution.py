@@ -22,7 +22,7 @@ from agent.ledger import Kind
 from agent.model import CheckResult, Json, Outcome, Status
 from agent.plugin import Action, Noop, Plan, Target
 from agent.runbook import Runbook, Step, Verify
-from agent.steps import Performer, StepRefused, StopAsked, before_json, by_hand
+from agent.steps import Performer, RebootAwaited, StepRefused, StopAsked, before_json, by_hand
 from agent.transcript import Transcript
 
 VERIFY_EVERY_S = 1.0
@@ -52,6 +52,13 @@ class Result:
     signature: str = ""
     code: str = ""
     not_before: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A run that waits for a reboot: its outcome is found after the next boot."""
+
+    summary: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,14 +135,19 @@ def plan_hash(runbook: Runbook, subject: str, shown: Sequence[Mapping[str, Json]
 # --- a run ---------------------------------------------------------------------------------------------------
 
 
-def execute(work: Work) -> Result:
-    """Do all steps and prove the result. Never raises for what the machine does; the outcome is on record after it."""
+def execute(work: Work) -> Result | Parked:
+    """Do all steps and prove the result. Never raises for what the machine does.
+
+    The outcome is on record after it, unless only a reboot can finish the work.
+    """
     progress = _Progress()
     try:
         known = facts.seen_by_templates(work.host, work.config, work.subject, work.inputs)
         for index, step in enumerate(work.runbook.steps):
             _step(work, progress, index, step, known)
         result = verified(work, work.runbook.verify)
+    except RebootAwaited as error:
+        return _parked(work, error.message)
     except StepRefused as error:
         wait = error.not_before_s
         not_before = None if wait is None else work.host.clock.now().wall + wait
@@ -151,6 +163,13 @@ def execute(work: Work) -> Result:
     if result.outcome not in (Outcome.SUCCEEDED, Outcome.REFUSED):
         result = undone(unstoppable(work), result, progress.begun)
     return finish(work, result)
+
+
+def _parked(work: Work, summary: str) -> Parked:
+    """Let go until the next boot: on record first, because whoever reads only the transcript must not wait."""
+    ledger.append(work.host, Kind.PARKED, work.run, {"subject": work.subject, "summary": summary[:500]})
+    work.transcript.write("parked", summary=summary[:500], boot_id=work.host.clock.now().boot_id)
+    return Parked(summary)
 
 
 def unstoppable(work: Work) -> Work:
@@ -212,6 +231,9 @@ def _step(work: Work, progress: _Progress, index: int, step: Step, known: Mappin
                 work.transcript.write("progress", step=index, text="changes begin", changes=True)
 
         done = _performer(work, touch, index).perform(plan, step.timeout_s)
+    except RebootAwaited as error:
+        ended(True, error.message)
+        raise
     except HoldfastError as error:
         ended(False, error.message)
         if step.best_effort and not isinstance(error, (StepRefused, StopAsked)):
@@ -255,7 +277,8 @@ def verified(work: Work, verify: Verify | None) -> Result:
         result = look(work, verify)
         if result is None:
             return _failed(work, f"{verify.check} does not apply to {work.subject}", "unverifiable")
-        if proves(result):
+        missing = unproven(work, verify) if proves(result) else result.summary
+        if not missing:
             work.transcript.write("verified", check=verify.check, summary=result.summary)
             return Result(Outcome.SUCCEEDED, result.summary)
         if work.stopping():
@@ -263,7 +286,7 @@ def verified(work: Work, verify: Verify | None) -> Result:
         if _down(work):
             return _failed(work, f"{work.subject} went down again: {result.summary}", "verify-failed")
         if work.host.clock.now().since(started) >= verify.within_s:
-            return _failed(work, f"not proven within {verify.within_s:g} s: {result.summary}", "verify-timeout")
+            return _failed(work, f"not proven within {verify.within_s:g} s: {missing}", "verify-timeout")
         work.host.clock.sleep(VERIFY_EVERY_S)
 
 
@@ -272,6 +295,17 @@ def look(work: Work, verify: Verify) -> CheckResult | None:
     check = plugin.checks()[verify.check]
     target = work.config.target(check, work.subject)
     return None if target is None else frame.run_check(work.host, check, target, None)
+
+
+def unproven(work: Work, verify: Verify) -> str:
+    """The first of the further checks that is not OK on a subject it applies to, in words; "" when all are."""
+    for identifier in verify.also:
+        check = plugin.checks()[identifier]
+        for target in (target for each, target in work.config.targets() if each.id == identifier):
+            seen = frame.run_check(work.host, check, target, None)
+            if not proves(seen):
+                return f"{identifier} of {target.subject}: {seen.summary}"
+    return ""
 
 
 def proves(result: CheckResult | None) -> bool:

@@ -36,7 +36,10 @@ FIRST = "0" * 64
 
 
 class Kind(str, Enum):
-    """What a record says. `reset` is proven health: it clears failure signatures, never the window."""
+    """What a record says. `reset` is proven health: it clears failure signatures, never the window.
+
+    `parked`: the run has let go and is finished after the next boot.
+    """
 
     ATTEMPT = "attempt"
     OUTCOME = "outcome"
@@ -46,6 +49,7 @@ class Kind(str, Enum):
     RESUME = "resume"
     RESET = "reset"
     STOP = "stop"
+    PARKED = "parked"
     REPAIRED = "repaired"
 
 
@@ -295,9 +299,17 @@ def _but(tried: Attempt, outcome: Outcome | None, ended_at: Moment | None, signa
     return Attempt(tried.run, tried.runbook, tried.subject, tried.at, tried.risk, outcome, ended_at, signature)
 
 
-def open_attempts(records: Sequence[Record]) -> tuple[Attempt, ...]:
-    """Attempts without an outcome: in flight, or cut off."""
-    return tuple(each for each in attempts(records) if each.outcome is None)
+def open_attempts(records: Sequence[Record], now: Moment) -> tuple[Attempt, ...]:
+    """Attempts without an outcome: in flight, or cut off. One that waits for a reboot counts after the reboot only."""
+    parked = {each.run for each in records if each.kind is Kind.PARKED and each.at.boot_id == now.boot_id}
+    return tuple(each for each in attempts(records) if each.outcome is None and each.run not in parked)
+
+
+def parked(records: Sequence[Record], now: Moment) -> tuple[Record, ...]:
+    """What waits for a reboot of this boot and has no outcome yet."""
+    ended = {each.run for each in records if each.kind is Kind.OUTCOME}
+    here = (each for each in records if each.kind is Kind.PARKED and each.at.boot_id == now.boot_id)
+    return tuple(each for each in here if each.run not in ended)
 
 
 def attempt_data(records: Sequence[Record], run: str) -> Mapping[str, Json] | None:

@@ -236,7 +236,10 @@ def as_judged(identifier: str, check: str) -> Callable[[Results, Moment], Iterab
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """Run a program. `accept` are the exit statuses that count as success; `keep` whether its output is kept."""
+    """Run a program. `accept` are the exit statuses that count as success; `keep` whether its output is kept.
+
+    words: what it does, told while a person waits for it; "" where that takes no time.
+    """
 
     argv: tuple[str, ...]
     timeout_s: float
@@ -245,14 +248,15 @@ class Command:
     accept: tuple[int, ...] = (0,)
     keep: bool = False
     progress: Callable[[str], float | None] | None = None
+    words: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class WriteFile:
-    """Replace a file atomically."""
+    """Replace a file atomically. What only the steps before it decide is a function, called when its turn comes."""
 
     path: str
-    content: str
+    content: str | Callable[[Host], str]
     mode: int = 0o644
 
 
@@ -312,7 +316,18 @@ class Refuse:
     not_before_s: float | None = None
 
 
-PlanStep: TypeAlias = Command | WriteFile | RemoveFile | Wait | Read | Noop | Refuse
+@dataclass(frozen=True, slots=True)
+class AwaitReboot:
+    """Only a reboot can finish this, and a person makes it: the run lets go and is proven after the next boot.
+
+    test: whether it is needed, asked when its turn comes. reason: why.
+    """
+
+    reason: str
+    test: Callable[[Host], bool]
+
+
+PlanStep: TypeAlias = Command | WriteFile | RemoveFile | Wait | Read | Noop | Refuse | AwaitReboot
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,6 +343,8 @@ class Action:
     """One action a runbook step may use: it takes names, never commands.
 
     plan: computed from fresh facts when the step runs. undo: planned from `before`, None when nothing needs it.
+    unready: why it can do nothing at all on this host, "" when it can; cheap, and asked by the daemon too, which then
+    offers no runbook with it. None: it always can.
     """
 
     id: str
@@ -335,6 +352,7 @@ class Action:
     risk: Risk
     plan: Callable[[Host, Target, Any], Plan]
     undo: Callable[[Host, Target, Any, Mapping[str, Json]], Plan] | None = None
+    unready: Callable[[Host], str] | None = None
 
 
 # --- receivers -----------------------------------------------------------------------------------------------

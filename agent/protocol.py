@@ -79,6 +79,7 @@ EventName = Literal[
     "paused",
     "resumed",
     "approved",
+    "parked",
     "ended",
 ]
 
@@ -87,7 +88,8 @@ class Event(_Message):
     """One line of a transcript. `at` is Unix seconds; `data` depends on the event and holds no prompt.
 
     refused: code, reason, not_before, needs_approval. step_started, step_ended: step (index), name, use, and
-    ok, summary, duration_s, output at the end. ended: outcome, summary, signature.
+    ok, summary, duration_s, output at the end. parked: summary, boot_id; the run goes on after the next boot.
+    ended: outcome, summary, signature.
     """
 
     v: Literal[1] = 1

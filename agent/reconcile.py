@@ -204,6 +204,12 @@ class Reconciler:
         if message.run is None:
             self._apply(incidents, told, machine.lost(found, now), None)
             return []
+        if message.run.outcome is None:
+            words, reboot = message.run.summary, "sudo systemctl reboot"
+            self._apply(
+                incidents, told, *machine.escalated(found, words, "reboot at a quiet hour", reboot, now, self._new_id)
+            )
+            return []
         after, transition = machine.ended(found, message.run, now, self._new_id)
         if message.run.outcome is Outcome.REFUSED:
             later = now.wall + REFUSED_AGAIN_S

@@ -24,7 +24,7 @@ def main(host: Host | None = None) -> int:
     host = host or real_host()
     try:
         ledger.prepare(host)
-        if not ledger.open_attempts(ledger.read(host).records):
+        if not ledger.open_attempts(ledger.read(host).records, host.clock.now()):
             return 0
         verbs.preload()
         finished = recovery.recover(host, config.load(host.files, owner=access.own_uid()), stopping=stop.is_set)

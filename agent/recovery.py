@@ -35,6 +35,7 @@ def silent(event: Event) -> None:
 
 def attempt_record(runbook: Runbook, subject: str, inputs: Mapping[str, Json]) -> dict[str, Json]:
     """What an attempt's record must say so that the run can be recovered without its runbook."""
+    verify = runbook.verify
     return {
         "runbook": runbook.id,
         "hash": runbook.hash,
@@ -42,7 +43,7 @@ def attempt_record(runbook: Runbook, subject: str, inputs: Mapping[str, Json]) -
         "risk": runbook.risk.value,
         "inputs": dict(inputs),
         "steps": len(runbook.steps),
-        "verify": None if runbook.verify is None else [runbook.verify.check, runbook.verify.within_s],
+        "verify": None if verify is None else [verify.check, verify.within_s, list(verify.also)],
     }
 
 
@@ -56,7 +57,7 @@ def recover(host: Host, config: Config, *, stopping: Callable[[], bool] = lambda
     finished: list[str] = []
     while True:
         before = len(finished)
-        for attempt in ledger.open_attempts(ledger.read(host).records):
+        for attempt in ledger.open_attempts(ledger.read(host).records, host.clock.now()):
             held = claim.take(host, attempt.subject, attempt.run)
             if isinstance(held, str):
                 continue
@@ -69,7 +70,7 @@ def recover(host: Host, config: Config, *, stopping: Callable[[], bool] = lambda
 
 def recover_held(host: Host, config: Config, subject: str, *, stopping: Callable[[], bool]) -> None:
     """Finish what was cut off on a subject that the caller holds, before anything new is decided about it."""
-    for attempt in ledger.open_attempts(ledger.read(host).records):
+    for attempt in ledger.open_attempts(ledger.read(host).records, host.clock.now()):
         if attempt.subject == subject:
             finish_cut_off(host, config, attempt.run, stopping=stopping)
 
@@ -77,10 +78,11 @@ def recover_held(host: Host, config: Config, subject: str, *, stopping: Callable
 def finish_cut_off(
     host: Host, config: Config, run: str, *, stopping: Callable[[], bool] = lambda: False, tell: Tell = silent
 ) -> bool:
-    """Give one cut-off run its outcome. The caller holds its subject. False when it has one already."""
+    """Give one cut-off run its outcome. The caller holds its subject. False when it has one, or waits for a reboot."""
     records = ledger.read(host).records
     data = ledger.attempt_data(records, run)
-    if data is None or ledger.outcome_of(records, run) is not None:
+    waits = any(each.run == run for each in ledger.parked(records, host.clock.now()))
+    if data is None or waits or ledger.outcome_of(records, run) is not None:
         return False
     try:
         found = transcript.events(host, run)
@@ -109,7 +111,7 @@ def _work(
         engines=(),
         limits=Limits(),
         steps=(),
-        verify=None if verify is None else Verify(str(verify[0]), float(verify[1])),
+        verify=None if verify is None else Verify(str(verify[0]), float(verify[1]), tuple(map(str, *verify[2:]))),
         on_failure="",
         inputs={},
         risk=Risk(data.get("risk", "service")),
@@ -129,7 +131,7 @@ def _finish(work: Work, data: Mapping[str, Json], found: Sequence[Event]) -> Res
     verify = work.runbook.verify
     if verify is not None and (begun or whole or _spans_reboot(found)):
         seen = execution.look(work, verify)
-        if seen is not None and execution.proves(seen):
+        if seen is not None and execution.proves(seen) and not execution.unproven(work, verify):
             work.transcript.write("verified", check=verify.check, summary=seen.summary)
             return execution.finish(work, Result(Outcome.SUCCEEDED, f"cut off, and proven afterwards: {seen.summary}"))
     result = Result(Outcome.INTERRUPTED, f"cut off {started}", code="cut-off")

@@ -43,10 +43,14 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Verify:
-    """The proof that the repair worked: this check must become OK within so many seconds."""
+    """The proof that the repair worked: this check must become OK within so many seconds.
+
+    also: further checks that must be OK then, on every subject that they apply to.
+    """
 
     check: str
     within_s: float
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +194,7 @@ def _runbook(model: RunbookModel, file: str, known: Catalogue) -> Runbook:
             Step(step.name, step.use, step.parameters, step.timeout, step.best_effort, step.spans_reboot)
             for step in model.steps
         ),
-        verify=Verify(model.verify.check, model.verify.within) if model.verify else None,
+        verify=Verify(model.verify.check, model.verify.within, tuple(model.verify.also)) if model.verify else None,
         on_failure="" if isinstance(model.on_failure, str) else model.on_failure.run,
         inputs=model.inputs,
         risk=max((known.actions[step.use].risk for step in model.steps), key=RISKS.index),
@@ -270,9 +274,12 @@ def _names_wrong(model: RunbookModel, file: str, known: Catalogue) -> Iterator[M
             if name not in allowed:
                 wrong = f"unknown {what} {name!r}" + nearest(name, allowed)
                 yield Mistake(file, f"{key}[{index}]", wrong, ", ".join(sorted(allowed)))
-    if model.verify and model.verify.check not in known.checks:
-        wrong = f"unknown check {model.verify.check!r}" + nearest(model.verify.check, known.checks)
-        yield Mistake(file, "verify.check", wrong, ", ".join(sorted(known.checks)))
+    named = [("verify.check", model.verify.check)] if model.verify else []
+    named += [(f"verify.also[{index}]", name) for index, name in enumerate(model.verify.also if model.verify else ())]
+    for place, name in named:
+        if name not in known.checks:
+            wrong = f"unknown check {name!r}" + nearest(name, known.checks)
+            yield Mistake(file, place, wrong, ", ".join(sorted(known.checks)))
 
 
 def _step_wrong(step: StepModel, path: str, file: str, model: RunbookModel, known: Catalogue) -> Iterator[Mistake]:

@@ -51,10 +51,11 @@ class StepModel(_Part):
 
 
 class VerifyModel(_Part):
-    """The check that must become OK, and how long that may take."""
+    """The check that must become OK, how long that may take, and which others must be OK then wherever they apply."""
 
     check: str
     within: Duration = Field(gt=0)
+    also: list[str] = Field(default_factory=list)
 
 
 class RunNext(_Part):

@@ -96,7 +96,7 @@ def _cut_off(host: Host) -> bool:
     from agent import claim  # noqa: PLC0415 - see above
 
     try:
-        cut_off = ledger.open_attempts(ledger.read(host).records)
+        cut_off = ledger.open_attempts(ledger.read(host).records, host.clock.now())
         return any(not claim.alive(host, attempt.run) for attempt in cut_off)
     except HostError:
         return True

@@ -42,10 +42,12 @@ def stream(host: Host, request: Request, *, socket: str = SOCKET, quiet_s: float
 def ask(host: Host, request: Request, *, socket: str = SOCKET) -> tuple[Run | None, Decision | None]:
     """Ask and wait for the end: the run and, when it was refused, the runner's decision.
 
-    None for the run means that the runner could not be asked, or never heard of the run.
+    None for the run means that the runner could not be asked, or never heard of the run. A run that waits for a reboot
+    has no outcome.
     """
     started = host.clock.now().wall
     decision: Decision | None = None
+    waits: Run | None = None
     for event in stream(host, request, socket=socket):
         if event.event == "refused":
             decision = Decision(
@@ -55,6 +57,11 @@ def ask(host: Host, request: Request, *, socket: str = SOCKET) -> tuple[Run | No
                 bool(event.data.get("needs_approval")),
                 event.data.get("not_before"),
             )
+        elif event.event == "parked":
+            waits = Run(
+                request.id, request.runbook or "", request.subject or "", request.because, started, None, None,
+                str(event.data.get("summary", "")),
+            )  # fmt: skip
         elif event.event == "ended":
             try:
                 return _run(request, event, started), decision
@@ -72,7 +79,7 @@ def ask(host: Host, request: Request, *, socket: str = SOCKET) -> tuple[Run | No
             decision.reason,
         )
         return run, decision
-    return None, decision
+    return waits, decision
 
 
 NEVER_HEARD_OF = frozenset({"unknown-run"})

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from agent.errors import CommandFailed, HoldfastError, HostError
 from agent.host import Host
 from agent.model import Json
-from agent.plugin import Command, Noop, Plan, PlanStep, Read, RemoveFile, Wait, WriteFile
+from agent.plugin import AwaitReboot, Command, Noop, Plan, PlanStep, Read, RemoveFile, Wait, WriteFile
 
 POLL_S = 0.2
 """How often a condition is looked at."""
@@ -35,6 +35,12 @@ class StepRefused(HoldfastError):
     def __init__(self, message: str, code: str, not_before_s: float | None) -> None:
         super().__init__(message, code=code)
         self.not_before_s = not_before_s
+
+
+class RebootAwaited(HoldfastError):
+    """Everything is done that can be done before a reboot, which a person makes."""
+
+    code = "reboot-awaited"
 
 
 class StopAsked(HoldfastError):
@@ -68,7 +74,7 @@ class Performer:
     group: str | None = None
 
     def perform(self, plan: Plan, timeout_s: float | None = None) -> Performed:
-        """Do all of it. Raises StepFailed, StepRefused or StopAsked.
+        """Do all of it. Raises StepFailed, StepRefused, RebootAwaited or StopAsked.
 
         timeout_s: a limit on the whole, looked at between steps and while waiting; each command has its own.
         """
@@ -99,7 +105,8 @@ class Performer:
                 return self._command(step, left_s)
             if isinstance(step, WriteFile):
                 group = self.group if step.path.startswith(self.own) else None
-                self.host.files.write_atomic(step.path, step.content, step.mode, group=group)
+                content = step.content if isinstance(step.content, str) else step.content(self.host)
+                self.host.files.write_atomic(step.path, content, step.mode, group=group)
                 return ""
             if isinstance(step, RemoveFile):
                 self.host.files.remove(step.path)
@@ -108,6 +115,10 @@ class Performer:
                 return self._wait(step, left_s)
             if isinstance(step, Read):
                 return f"{step.words}: {json.dumps(step.read(self.host), sort_keys=True)}"
+            if isinstance(step, AwaitReboot):
+                if step.test(self.host):
+                    raise RebootAwaited(step.reason)
+                return ""
         except CommandFailed as error:
             raise StepFailed(error.message, code=error.code) from error
         except HostError as error:
@@ -118,6 +129,8 @@ class Performer:
 
     def _command(self, step: Command, left_s: float | None) -> str:
         timeout_s = step.timeout_s if left_s is None else min(step.timeout_s, max(left_s, 0.1))
+        if step.words:
+            self.progress(step.words)
         done = self.host.run(step.argv, timeout_s=timeout_s, user=step.user, cwd=step.cwd)
         if done.rc not in step.accept:
             last = (done.stderr.strip() or "no message").splitlines()[-1]
@@ -166,7 +179,8 @@ def _line(step: PlanStep) -> list[str]:
         return [f"{shlex.join(step.by_hand)}    # {step.words}" if step.by_hand else f"# look at {step.words}"]
     if isinstance(step, Noop):
         return [f"# nothing to do: {step.reason}"]
-    return [f"# refused: {step.reason}"]
+    waits = "where it is needed, reboot at a quiet hour" if isinstance(step, AwaitReboot) else "refused"
+    return [f"# {waits}: {step.reason}"]
 
 
 def before_json(before: Mapping[str, Json] | None) -> Json:

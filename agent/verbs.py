@@ -204,6 +204,9 @@ def _one_run(asked: Asked, book: Runbook, subject: str, inputs: Mapping[str, Jso
         log.info("run %s: %s on %s, asked by uid %d", run, book.id, subject, asked.uid)
         work.transcript.write("accepted", **attempt)
         result = execution.execute(work)
+        if isinstance(result, execution.Parked):
+            log.info("run %s waits for a reboot: %s", run, result.summary)
+            return ""
         log.info("run %s: %s: %s", run, result.outcome, result.summary)
     return book.on_failure if result.outcome in (Outcome.FAILED, Outcome.UNDONE) else ""
 

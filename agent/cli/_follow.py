@@ -42,6 +42,7 @@ class _Seen:
 def run(session: Session, request: Request, total: int = 0) -> Live:
     """Ask for a run and follow it. `total` is the number of its steps, 0 when not known."""
     seen = _Seen(request.runbook or "", request.subject or "")
+    parked = ""
     try:
         for event in events(session, request):
             seen.started_at = seen.started_at if seen.started_at is not None else event.at
@@ -49,9 +50,13 @@ def run(session: Session, request: Request, total: int = 0) -> Live:
                 return _ended(request.id, event, seen)
             if event.event == "refused":
                 raise refused(event, session.host.clock.now().wall)
+            if event.event == "parked":
+                parked = str(event.data.get("summary", ""))
             yield from _lines(request.id, event, seen, total)
     except KeyboardInterrupt:
         return _left(request.id, seen)
+    if parked:
+        return _parked(request.id, seen, parked)
     raise DaemonUnreachable(
         "the runner hung up before the run ended",
         hint=f"holdfast status; or follow it again: sudo holdfast run --follow {request.id}",
@@ -142,6 +147,23 @@ def _left(run_id: str, seen: _Seen) -> Result:
     )
     data = {"id": run_id, "runbook": seen.runbook, "subject": seen.subject, "outcome": None, "steps": seen.steps}
     return Result("run", data, lambda _width: text, exit_code=Status.UNKNOWN.exit_code)
+
+
+def _parked(run_id: str, seen: _Seen, why: str) -> Result:
+    text = (
+        f"WAITS: {why}\n"
+        "next     at a quiet hour: sudo systemctl reboot\n"
+        f"then     it is proven by itself; follow it: sudo holdfast run --follow {run_id}"
+    )
+    data = {
+        "id": run_id,
+        "runbook": seen.runbook,
+        "subject": seen.subject,
+        "outcome": None,
+        "summary": why,
+        "steps": seen.steps,
+    }
+    return Result("run", data, lambda _width: text, exit_code=Status.WARNING.exit_code)
 
 
 def plan(session: Session, request: Request) -> dict[str, Json]:

@@ -32,7 +32,7 @@ def _stop(run: str | None) -> Live:
     from agent.protocol import Request
 
     session = current()
-    open_runs = [each.run for each in ledger.open_attempts(ledger.read(session.host).records)]
+    open_runs = [each.run for each in ledger.open_attempts(ledger.read(session.host).records, session.host.clock.now())]
     if run is None:
         if len(open_runs) != 1:
             words = "no run is in flight" if not open_runs else f"{len(open_runs)} runs are in flight: say which"

@@ -142,9 +142,9 @@ def record(kind: Kind, at: Moment, run: str = RUN, **data: object) -> ledger.Rec
 
 def test_an_attempt_without_an_outcome_is_open() -> None:
     tried = record(Kind.ATTEMPT, NOW, runbook="r", subject="s", risk="service")
-    assert [each.run for each in ledger.open_attempts([tried])] == [RUN]
+    assert [each.run for each in ledger.open_attempts([tried], NOW)] == [RUN]
     ended = record(Kind.OUTCOME, NOW, outcome="failed", signature="x")
-    assert ledger.open_attempts([tried, ended]) == ()
+    assert ledger.open_attempts([tried, ended], NOW) == ()
     assert ledger.attempts([tried, ended])[0].signature == "x"
 
 

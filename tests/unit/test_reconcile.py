@@ -391,6 +391,15 @@ def test_a_daemon_that_was_killed_during_a_run_asks_for_its_outcome_and_starts_n
     assert scene.kinds() == ["opened", "acting", "verified"]
 
 
+def test_a_run_that_waits_for_a_reboot_calls_for_the_person_who_makes_it(scene: Scene) -> None:
+    request = open_incident(scene)
+    waits = Run(request.id, "restore-driver", CHAT, "", 0.0, None, None, "550.54.15 is on disk again")
+    assert scene.send(RunReported(request.id, waits), after=1) == []
+    assert (scene.incident().phase, scene.incident().command) == (Phase.ESCALATED, "sudo systemctl reboot")
+    assert scene.kinds()[-1] == "escalated"
+    assert [each for each in scene.send(Tick(), after=600) if isinstance(each, StartRun)] == []
+
+
 def test_a_run_that_the_runner_never_heard_of_is_decided_again_later(scene: Scene) -> None:
     request = open_incident(scene)
     assert scene.send(RunReported(request.id, None), after=1) == []

@@ -20,9 +20,9 @@ RUN = "01J0000000000000000000000A"
 class Answers:
     """A runner that says these events and hangs up."""
 
-    def __init__(self, *data: Mapping[str, Any]) -> None:
+    def __init__(self, *data: Mapping[str, Any], event: str = "ended") -> None:
         self._lines = [
-            json.dumps({"id": RUN, "seq": n, "at": 1.0, "event": "ended", "data": dict(each)}).encode()
+            json.dumps({"id": RUN, "seq": n, "at": 1.0, "event": event, "data": dict(each)}).encode()
             for n, each in enumerate(data)
         ]
 
@@ -48,9 +48,9 @@ class Ipc:
         return self._answers
 
 
-def ask(*data: Mapping[str, Any]) -> Any:
+def ask(*data: Mapping[str, Any], event: str = "ended") -> Any:
     host = FakeHost.build()
-    object.__setattr__(host, "ipc", Ipc(Answers(*data)))
+    object.__setattr__(host, "ipc", Ipc(Answers(*data, event=event)))
     return runs.ask(host, Request(do="run", id=RUN, runbook="restart-engine", subject="engine:chat"))
 
 
@@ -67,3 +67,8 @@ def test_an_outcome_of_another_version_is_an_error_that_the_asker_handles(data: 
 
 def test_a_runner_that_hangs_up_has_said_nothing() -> None:
     assert ask() == (None, None)
+
+
+def test_a_run_that_waits_for_a_reboot_has_no_outcome() -> None:
+    run, decision = ask({"summary": "reboot at a quiet hour", "boot_id": "b"}, event="parked")
+    assert (run.outcome, run.summary, decision) == (None, "reboot at a quiet hour", None)
