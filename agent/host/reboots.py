@@ -91,7 +91,7 @@ def _reboot_at(host: Host, run: float | None, when: str) -> float | None:
     clock = re.fullmatch(r"(\d{1,2}):(\d{2})", when)
     if clock is None or int(clock[1]) > 23 or int(clock[2]) > 59:
         return None
-    after = datetime.fromtimestamp(start, _time_zone(host))
+    after = datetime.fromtimestamp(start, time_zone(host))
     reboot = after.replace(hour=int(clock[1]), minute=int(clock[2]), second=0, microsecond=0)
     if reboot <= after:
         reboot += timedelta(days=1)
@@ -130,7 +130,7 @@ def _next_run(host: Host) -> float | None:
         return None
 
 
-def _time_zone(host: Host) -> tzinfo:
+def time_zone(host: Host) -> tzinfo:
     """The host's time zone, which `shutdown` counts in; UTC where it cannot be told."""
     try:
         name = host.files.realpath("/etc/localtime").partition("/zoneinfo/")[2]
