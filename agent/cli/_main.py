@@ -36,7 +36,7 @@ INTERRUPTED = 130
 ORDER = (
     *("status", "check", "explain", "doctor"),
     *("incident", "run", "stop", "runbook", "pause", "resume"),
-    *("lock", "pager", "audit", "init", "daemon", "completion"),
+    *("lock", "hold", "unhold", "pager", "audit", "init", "daemon", "completion"),
 )
 """The order of the verbs in the help, most wanted on a bad day first; a verb not named here follows."""
 

@@ -89,7 +89,8 @@ def _reason(package: Package, locked: str) -> str:
     if packages.is_driver(package.name, package.source):
         return _part(package, locked)
     # Whatever is never ours was turned away above only as a driver; as a kernel it is turned away here.
-    if not locked or packages.is_never_ours(package.name) or _is_nvidias_kernel(package):
+    never = packages.is_never_ours(package.name) or _NVIDIA_KERNEL.fullmatch(package.name) is not None
+    if not locked or never or _is_nvidias_kernel(package):
         return ""
     if _is_meta(package):
         return f"would bring a new kernel, and the prebuilt modules here are for {locked} only"
