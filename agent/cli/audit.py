@@ -110,8 +110,13 @@ def words(record: Record) -> str:
         for key in shown
         if record.data.get(key)
     ]
+    inputs = record.data.get("inputs")
+    given = dict(inputs) if isinstance(inputs, dict) else {}
+    by = given.pop("by", None)
+    parts += [f"{name} {value}" for name, value in given.items() if value and value != record.data.get("because")]
     uid = record.data.get("uid")
-    return ", ".join([*parts, *([f"by uid {uid}"] if uid is not None else [])])
+    who = [f"by {by}"] if by else [f"by uid {uid}"] if uid is not None else []
+    return ", ".join([*parts, *who])
 
 
 def as_json(record: Record) -> dict[str, Json]:

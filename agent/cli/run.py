@@ -15,6 +15,7 @@ from agent.errors import UsageError
 from agent.model import Json
 
 if TYPE_CHECKING:
+    from agent.cli._session import Session
     from agent.config import Config
     from agent.protocol import Request
     from agent.runbook import Runbook
@@ -61,7 +62,7 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter for each option
     if follow is not None:
         if runbook is not None:
             raise UsageError("--follow takes a run, not a runbook", hint="holdfast run --follow RUN")
-        return _follow.run(session, _request(do="follow", id=follow))
+        return _follow.run(session, asking(do="follow", id=follow))
     if runbook is None:
         raise UsageError("no runbook was given", hint="holdfast runbook list")
     if subject and engine:
@@ -71,7 +72,7 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter for each option
     book = find(runbook)
     about = choose_subject(settings, book, f"engine:{engine}" if engine else subject)
     given = typed(inputs or (), book)
-    request = _request(
+    request = asking(
         do="plan" if dry_run else "run",
         id=new_id(),
         runbook=book.id,
@@ -82,9 +83,17 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter for each option
     )
     if not dry_run:
         return _follow.run(session, request, total=len(book.steps))
+    return preview(session, request, book.title)
+
+
+def preview(session: Session, request: Request, title: str) -> Result:
+    """What a request to run would do, from a request for its plan; nothing is done. Raises Refused."""
+    from agent.cli import _follow
+
     planned = _follow.plan(session, request)
-    lines = [f"# {book.id} on {about}: {book.title}", *_follow.plan_lines(planned), *_verdict(planned)]
-    return Result("plan", {"runbook": book.id, "subject": about, **planned}, lambda _width: "\n".join(lines))
+    lines = [f"# {request.runbook} on {request.subject}: {title}", *_follow.plan_lines(planned), *_verdict(planned)]
+    data = {"runbook": request.runbook, "subject": request.subject, **planned}
+    return Result("plan", data, lambda _width: "\n".join(lines))
 
 
 def _verdict(planned: Mapping[str, Json]) -> list[str]:
@@ -98,7 +107,8 @@ def _verdict(planned: Mapping[str, Json]) -> list[str]:
     return lines
 
 
-def _request(**fields: Json) -> Request:
+def asking(**fields: Json) -> Request:
+    """A request to the runner. Raises UsageError for what cannot be asked."""
     from pydantic import ValidationError
 
     from agent.protocol import Request

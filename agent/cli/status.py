@@ -52,7 +52,8 @@ def status() -> Result:
     with memory() as store:
         remembered = remember(store)
     ledger = ledger_view(session.host)
-    page, errors = compose(os.uname().nodename, now, remembered, ledger, driver_line(session.host))
+    change = change_line(session.host, now)
+    page, errors = compose(os.uname().nodename, now, remembered, ledger, driver_line(session.host), change)
     return Result(
         "status",
         as_json(page),
@@ -108,11 +109,27 @@ def driver_line(host: Host) -> texts.DriverLine:
     return texts.DriverLine(loaded, lock.version)
 
 
+def change_line(host: Host, now: Moment) -> texts.ChangeLine | None:
+    """The planned change that is open; None for none, and for one that the caller may not see."""
+    from agent.host import changes
+
+    try:
+        change = changes.read(host)
+    except FileTrouble as error:
+        return None if error.kind == "denied" else texts.ChangeLine(problem=error.message)
+    return None if change is None else texts.ChangeLine(change.words, change.by, -change.overdue_s(now))
+
+
 # --- the page (pure) ------------------------------------------------------------------------------------------
 
 
 def compose(
-    host: str, now: Moment, known: Remembered, ledger: LedgerView, driver: texts.DriverLine
+    host: str,
+    now: Moment,
+    known: Remembered,
+    ledger: LedgerView,
+    driver: texts.DriverLine,
+    change: texts.ChangeLine | None = None,
 ) -> tuple[texts.StatusPage, tuple[Problem, ...]]:
     """The page from everything that is known, and what was missing."""
     alive = lives(known, now)
@@ -141,6 +158,7 @@ def compose(
         data_at=data_at,
         mode=known.note.mode,
         pause=pause,
+        change=change,
         incidents=tuple(sorted(incidents, key=lambda each: (-URGENCIES.index(each.urgency), each.since))),
         engines=engines,
         checks=checks,

@@ -19,7 +19,8 @@ SHOW_MANUAL_S = 20.0
 _MODULES = re.compile(r"linux-modules-nvidia-(\d{3}(?:-server)?(?:-open)?)-(\d+\.\d+\.\d+-\d+-[a-z0-9-]+)")
 """Ubuntu's ready-made modules of one kernel: the variant, and the kernel's release."""
 _DKMS = re.compile(r"nvidia-(?:.*-)?dkms(?:-.*)?")
-_CARRIES_A_VERSION = re.compile(r"\d{3}\.\d+")
+_COMES_ALONG = re.compile(r"nvidia-firmware-.*\d{3}\.\d+|linux-(?:objects|signatures)-nvidia-")
+"""What others depend on, under a name that says more than the branch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,20 +55,21 @@ def next_step(change: Change, found: Sequence[Truth], installed: Iterable[Packag
     stale = next((each for each in found if "update-initramfs" in each.words), None)
     if stale is not None and not {"packages", "libraries"} & set(wrong):
         return Next("the initial ramdisk is older than the module", stale.words.rpartition("(")[2].rstrip(")"))
-    if {"packages", "libraries", "module, next boot"} & set(wrong):
-        line = install_line(change, installed, manual)
+    present = tuple(installed)
+    if {"packages", "libraries", "module, next boot"} & set(wrong) or _lacks_kernel(change, present):
+        line = install_line(change, present, manual)
         words = f"install driver {change.to}" + (f" and kernel {change.kernel}" if change.kernel else "")
         return Next(words if line else f"{words}, with the packages of this distribution", line)
     if "next boot" in wrong:
         why = f"let the boot loader start kernel {change.kernel}: {state['next boot'].words} would start now"
-        return Next(why, f"sudo apt install linux-image-{change.kernel}" if _no_such_kernel(change, installed) else "")
+        return Next(why, "")
     return Next("the planned driver is in place and comes with the next boot", "sudo reboot")
 
 
 def install_line(change: Change, installed: Iterable[Package], manual: Collection[str]) -> str:
     """The apt line that leads to the planned driver and kernel, "" where the names cannot be derived."""
     present = [each for each in installed if each.installed]
-    ours = [each.name for each in packages.driver_packages(present) if not _CARRIES_A_VERSION.search(each.name)]
+    ours = [each.name for each in packages.driver_packages(present) if not _COMES_ALONG.match(each.name)]
     if not ours:
         return ""
     names: list[str] = []
@@ -92,5 +94,12 @@ def _renamed(name: str, change: Change) -> str:
     return re.sub(rf"(?<=-){re.escape(old)}(?=-|$)", new, name) if old else name
 
 
-def _no_such_kernel(change: Change, installed: Iterable[Package]) -> bool:
-    return not any(each.installed and each.name.endswith(f"-{change.kernel}") for each in installed)
+def _lacks_kernel(change: Change, installed: Iterable[Package]) -> bool:
+    """Whether packages of the planned kernel are still to be installed; not where none name their kernel."""
+    names = {each.name for each in installed if each.installed}
+    if not change.kernel or not any(name.startswith("linux-image-") for name in names):
+        return False
+    ready = any(_MODULES.fullmatch(name) for name in names)
+    modules = any((found := _MODULES.fullmatch(name)) and found[2] == change.kernel for name in names)
+    image = any(name in names for name in (f"linux-image-{change.kernel}", f"linux-image-unsigned-{change.kernel}"))
+    return not image or (ready and not modules)

@@ -102,6 +102,16 @@ class Pause:
 
 
 @dataclass(frozen=True, slots=True)
+class ChangeLine:
+    """The planned change that is open: `left_s` of its window, negative beyond it; `problem` when it cannot be read."""
+
+    words: str = ""
+    by: str = ""
+    left_s: float = 0.0
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class StatusPage:
     """Everything `holdfast status` says. `data_at` is when the daemon last wrote, None when it never did."""
 
@@ -113,6 +123,7 @@ class StatusPage:
     data_at: float | None
     mode: str | None = None
     pause: Pause | None = None
+    change: ChangeLine | None = None
     incidents: tuple[IncidentLine, ...] = ()
     engines: tuple[EngineLine, ...] = ()
     checks: tuple[CheckLine, ...] = ()
@@ -251,6 +262,8 @@ def _foot(page: StatusPage, width: int) -> list[str]:
         lines += labelled("mode", _MODES.get(page.mode, page.mode), width)
     if page.pause is not None:
         lines += labelled("pause", _pause(page.pause, page.at), width)
+    if page.change is not None:
+        lines += labelled("change", change_words(page.change), width)
     lines += labelled("pager", _pager(page), width)
     lines += labelled("daemon", page.daemon, width)
     for note in page.notes:
@@ -282,6 +295,14 @@ def _pause(pause: Pause, now: float) -> str:
     if pause.by:
         words += f", by {pause.by}"
     return words + (f": {pause.reason}" if pause.reason else "")
+
+
+def change_words(change: ChangeLine) -> str:
+    """The open change in one line, with the time it has left."""
+    if change.problem:
+        return f"counts as open, its record is broken: {change.problem} (sudo holdfast change abort)"
+    left = f"{duration(change.left_s)} left" if change.left_s >= 0 else f"OVERDUE for {duration(-change.left_s)}"
+    return f"OPEN, {left}: {change.words}, begun by {change.by} (holdfast change status)"
 
 
 def _pager(page: StatusPage) -> str:
