@@ -6,16 +6,25 @@ import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
-from bed import BootedHost, fake_devices, fake_driver, mirror
+from bed import BootedHost, PagerInbox, fake_devices, fake_driver, mirror
 from bed.host import booted
 from bed.kernels import DRIVER, KERNEL, set_grub_default, show_running_kernel, ubuntu_with_driver, without_a_disk
 from bed.mirror import Mirror
+from spine import ROUTING_KEY, Watched, built_package
 
 METAS = ("linux-image-virtual", "linux-modules-nvidia-550-server-generic")
 """The packages that draw in each newer kernel and its module."""
 LOG = "/var/log/unattended-upgrades/unattended-upgrades.log"
 LIB = "/usr/lib/x86_64-linux-gnu"
+CONFIGURATION = """\
+[[receiver]]
+name = "primary"
+kind = "pagerduty"
+routing_key_file = "/etc/holdfast/secrets/pagerduty"
+url = "{url}/v2/enqueue"
+"""
 QUIET = {"DEBIAN_FRONTEND": "noninteractive"}
 
 
@@ -71,6 +80,23 @@ class Saturday:
             "its module": self.module(self.boots_next()) or "none",
             **{name: self.versions().get(name, "none") for name in mirror.UNRELATED},
         }
+
+    def install_holdfast(self) -> Watched:
+        """Install the package and let its pages arrive in an inbox; nothing is locked or held by that."""
+        self.host.install_deb(built_package())
+        inbox = PagerInbox(self.host, port=9099)
+        inbox.behave(202)
+        self.host.write("/etc/holdfast/secrets/pagerduty", ROUTING_KEY + "\n", mode=0o640)
+        self.host.write("/etc/holdfast/holdfast.toml", CONFIGURATION.format(url=inbox.url), mode=0o640)
+        self.host.sh(
+            "chgrp holdfast /etc/holdfast/secrets/pagerduty /etc/holdfast/holdfast.toml; systemctl restart holdfast"
+        )
+        return Watched(self.host, inbox, cast(Any, None))
+
+    def check(self, name: str) -> tuple[int, str]:
+        """A check's exit status and what it says."""
+        done = self.host.run("holdfast", "check", name, check=False)
+        return done.returncode, done.stdout.strip()
 
     def hold_by_hand(self) -> None:
         """What everybody advises: hold all that is called nvidia."""
