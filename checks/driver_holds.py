@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 
 from agent.host import Host, changes, holds, packages
 from agent.host.hold_set import hold_set
+from agent.host.holds import Owned
 from agent.host.packages import Package
 from agent.model import Json, Judgement, Observation, Observed, Status
 from agent.plugin import Check, NoParameters, Target
@@ -42,7 +43,7 @@ def observe(host: Host, target: Target, before: Observed | None) -> Iterable[Obs
     yield Observation("stamp", stamp)
     yield Observation("must", len(must))
     yield Observation("held", {each.key: each.version if each.held else known.get(each.key) for each in must})
-    yield Observation("missing", [_missing(each, known) for each in must if not each.held])
+    yield Observation("missing", [_missing(each, known, record) for each in must if not each.held])
     yield Observation("gone", sorted(set(record.packages) - {package.key for package in installed}))
 
 
@@ -70,13 +71,18 @@ def _why(missing: list[Mapping[str, Json]]) -> str:
     if moved:
         first = moved[0]
         return f"dpkg put {first['name']} {first['version']} in the place of {first['was']}, which clears a hold"
-    if any(each["was"] is not None for each in missing):
+    if any(each["ours"] or each["was"] is not None for each in missing):
         return "somebody released them, and not with holdfast unhold"
-    return "never seen held"
+    return "installed since then"
 
 
-def _missing(package: Package, known: Mapping[str, Json]) -> dict[str, Json]:
-    return {"name": package.name, "version": package.version, "was": known.get(package.key)}
+def _missing(package: Package, known: Mapping[str, Json], record: Owned) -> dict[str, Json]:
+    return {
+        "name": package.name,
+        "version": package.version,
+        "was": known.get(package.key),
+        "ours": package.key in record.packages,
+    }
 
 
 def _known(before: Observed | None) -> Mapping[str, Json]:
