@@ -1,9 +1,10 @@
 """Finishes or undoes runs that were cut off: by a reboot, a power cut, a kill.
 
 Judge first: when the proof is already there, the run succeeded. Otherwise a run that had done all its steps, or stood
-in one that spans a reboot, resumes at its proof; any other is undone from fresh facts and then proven, because the
-right end of a cut-off restart is an engine that runs. Exactly one outcome is recorded. Everything needed is in the
-attempt's record and the transcript, so that a changed runbook cannot change the end of a run.
+in one that spans a reboot, resumes at its proof (without one, all its steps are the success); any other is undone from
+fresh facts and then proven, because the right end of a cut-off restart is an engine that runs. Exactly one outcome is
+recorded. Everything needed is in the attempt's record and the transcript, so that a changed runbook cannot change the
+end of a run.
 """
 
 from __future__ import annotations
@@ -134,8 +135,10 @@ def _finish(work: Work, data: Mapping[str, Json], found: Sequence[Event]) -> Res
         if seen is not None and execution.proves(seen) and not execution.unproven(work, verify):
             work.transcript.write("verified", check=verify.check, summary=seen.summary)
             return execution.finish(work, Result(Outcome.SUCCEEDED, f"cut off, and proven afterwards: {seen.summary}"))
+    if verify is None and whole and _last_step_worked(found):
+        return execution.finish(work, Result(Outcome.SUCCEEDED, "cut off after all its steps were done"))
     result = Result(Outcome.INTERRUPTED, f"cut off {started}", code="cut-off")
-    resumes = whole or _spans_reboot(found)
+    resumes = (whole and verify is not None) or _spans_reboot(found)
     if not resumes:
         result = execution.undone(work, result, begun)
     over = result.outcome is Outcome.STOPPED or result.code == "untouched"
@@ -162,6 +165,11 @@ def _stand(found: Sequence[Event], steps: int) -> tuple[str, bool]:
         return f"in step {last.data.get('name')!r}", False
     whole = last.data.get("step") == steps - 1
     return ("while it was verified" if whole else f"after step {last.data.get('name')!r}"), whole
+
+
+def _last_step_worked(found: Sequence[Event]) -> bool:
+    ended = [event for event in found if event.event == "step_ended"]
+    return bool(ended) and ended[-1].data.get("ok") is True
 
 
 def _spans_reboot(found: Sequence[Event]) -> bool:

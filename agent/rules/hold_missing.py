@@ -17,4 +17,5 @@ RULE = Rule(
     confirm=Confirm(for_s=2.0),
     explainers=("driver.holds",),
     diagnose=as_judged("hold-missing", "driver.holds"),
+    expected_in_change=True,
 )

@@ -58,4 +58,5 @@ RULE = Rule(
     confirm=EVENT,
     diagnose=diagnose,
     manual=True,
+    expected_in_change=True,
 )

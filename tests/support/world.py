@@ -343,7 +343,7 @@ class World:
 
     def restarted(self) -> World:
         """The same world seen by a new process: acts are counted from nought."""
-        again = object.__new__(World)
+        again = object.__new__(type(self))
         again.__dict__.update(self.__dict__)
         again.acts = Acts()
         again.systemd = Systemd(self.root, again.acts)
