@@ -22,6 +22,7 @@ MODULES = re.compile(r"linux-modules-nvidia-(\d{3}(?:-server)?(?:-open)?)-(.+)")
 PREBUILT_PLACE = re.compile(r"/kernel/nvidia-\d{3}")
 """Where those put the module: /lib/modules/6.8.0-31-generic/kernel/nvidia-550srv/nvidia.ko."""
 _OBJECTS = re.compile(r"linux-(?:objects|signatures)-nvidia-.*")
+"""What those are linked from; they come and go with them."""
 _UNLOCK = f"to do it, and have no driver locked any more: sudo rm {LOCK_FILE}, then repeat"
 _BRANCH = re.compile(r"-\d{3}(?=-|$)|-server\b|-open\b")
 
@@ -111,36 +112,27 @@ def following(pinned: str, on_disk: Sequence[str], arriving: Sequence[str], leav
 
 
 def _of_packages(locked: str, permitted: set[str], moves: Sequence[Move], staying: frozenset[str]) -> Iterator[Reason]:
-    """Every package that would no longer be the locked driver."""
+    """Every package that would no longer be the locked driver; first those that are installed."""
     comes = {stem(move.name) for move in moves if _driver(move.after) in permitted}
     renewed = bool((staying | {_driver(move.after) for move in moves}) & (permitted - {locked}))
-    for move in moves:
-        if move.kernel or _OBJECTS.fullmatch(move.name):
-            continue  # by what their kernel would load, below
+    for move in sorted(moves, key=lambda each: each.before is None):
+        if move.kernel or _OBJECTS.fullmatch(move.name) or _apart(move):
+            continue  # a kernel's modules are judged by what that kernel would load
         before, after = _driver(move.before), _driver(move.after)
-        if _apart(move):
-            continue
-        if move.after is not None and after is not None:
+        was = before or (move.before.package.version if move.before else "")
+        if after is not None:
             if after not in permitted:
-                yield Reason(move.name, f"{_was(move.before)} to {after}", after)
+                yield Reason(move.name, f"{was} to {after}" if was else f"would be installed as {after}", after)
             continue
-        gone = move.after is None or move.after.empty
-        if (
-            before is None
-            or before not in permitted
-            or not gone
-            or stem(move.name) in comes
-            or (before == locked and renewed)
-        ):
+        stays = move.after is not None and not move.after.empty
+        if before not in permitted or stays or stem(move.name) in comes or (before == locked and renewed):
             continue
         if move.after is None:
-            yield Reason(move.name, f"{_was(move.before)} would be removed", way=_UNLOCK)
+            yield Reason(move.name, f"{was} would be removed", way=_UNLOCK)
         else:
             leads = _end_of_chain(move.after, moves)
-            to = f" {leads}" if leads else ""
-            yield Reason(
-                move.name, f"{_was(move.before)} to an empty package that leads to {move.after.leads_to}{to}", leads
-            )
+            to = f"{move.after.leads_to} {leads}".strip() or "nothing"
+            yield Reason(move.name, f"{was} to an empty package that leads to {to}", leads)
 
 
 def stem(name: str) -> str:
@@ -157,12 +149,6 @@ def _apart(move: Move) -> bool:
     known = [each.package for each in (move.before, move.after) if each and each.driver_version]
     prebuilt = MODULES.fullmatch(move.name) is not None
     return not prebuilt and bool(known) and not any(packages.shares_the_version(package) for package in known)
-
-
-def _was(before: Described | None) -> str:
-    if before is None:
-        return "not installed"
-    return before.driver_version or before.package.version
 
 
 def _end_of_chain(after: Described, moves: Sequence[Move]) -> str:

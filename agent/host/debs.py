@@ -12,16 +12,15 @@ from dataclasses import dataclass
 
 from agent.errors import CommandFailed
 from agent.host import Host
-from agent.host.packages import QUERY_S, Package
+from agent.host.packages import QUERY_S, Package, is_transitional
 
 DEB_S = 5.0
 """How long dpkg-deb may take; it reads the first few kilobytes of a file."""
 _FORMAT = (
     "${db:Status-Abbrev}\\t${Package}\\t${Architecture}\\t${source:Package}\\t${Version}\\t${Depends}\\t"
-    "${binary:Summary}\\n"
+    "${binary:Summary}\\t${Section}\\n"
 )
-_FIELDS = ("Package", "Version", "Architecture", "Source", "Depends", "Description")
-_TRANSITIONAL = re.compile(r"\b(?:transitional|dummy)\b", re.IGNORECASE)
+_FIELDS = ("Package", "Version", "Architecture", "Source", "Depends", "Description", "Section")
 _PER_KERNEL = re.compile(r"linux-(?:modules|objects|signatures)-nvidia-\d{3}[^/]*")
 _BUILT_FROM = re.compile(r"\bnvidia-kernel-common(?:-\S+)? \([>=]= (?:\d+:)?(\d{3}\.\d{1,4}(?:\.\d{1,4})?)")
 _LEADS_TO = re.compile(r"(?:^|, )([a-z0-9][a-z0-9+.-]+)")
@@ -64,10 +63,10 @@ def installed(host: Host) -> dict[tuple[str, str], Described]:
         raise CommandFailed(f"dpkg-query: {reason[-1] if reason else f'status {answer.rc}'}", where="dpkg-query")
     found = {}
     for line in answer.stdout.splitlines():
-        fields = line.split("\t", 6)
-        if len(fields) == 7 and len(fields[0]) >= 2 and fields[0][1] not in "nc":
-            status, name, architecture, source, version, depends, summary = fields
-            empty = _TRANSITIONAL.search(summary) is not None
+        fields = line.split("\t", 7)
+        if len(fields) == 8 and len(fields[0]) >= 2 and fields[0][1] not in "nc":
+            status, name, architecture, source, version, depends, summary, section = fields
+            empty = is_transitional(summary, section)
             package = Package(name, architecture, source, version, status[0], status[1], empty)
             found[name, architecture] = Described(package, depends)
     return found
@@ -85,7 +84,7 @@ def in_file(host: Host, path: str) -> Described:
         reason = answer.stderr.strip().splitlines()
         raise CommandFailed(f"dpkg-deb {path}: {reason[-1] if reason else f'status {answer.rc}'}", where=path)
     source = fields.get("Source", "").split(" ")[0] or fields["Package"]
-    empty = _TRANSITIONAL.search(fields.get("Description", "")) is not None
+    empty = is_transitional(fields.get("Description", ""), fields.get("Section", ""))
     package = Package(
         fields["Package"], fields.get("Architecture", ""), source, fields["Version"], "i", "i", transitional=empty
     )

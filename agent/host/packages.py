@@ -23,7 +23,10 @@ UPDATES = "/var/lib/dpkg/updates"
 """Where dpkg keeps what it has done and not yet written into its status file."""
 LOCKS = ("/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock")
 QUERY_S = 20.0
-_FORMAT = "${db:Status-Abbrev}\\t${Package}\\t${Architecture}\\t${source:Package}\\t${Version}\\t${binary:Summary}\\n"
+_FORMAT = (
+    "${db:Status-Abbrev}\\t${Package}\\t${Architecture}\\t${source:Package}\\t${Version}\\t${binary:Summary}"
+    "\\t${Section}\\n"
+)
 _DATA = Path(__file__).resolve().parents[1] / "data" / "driver_packages.json"
 _DRIVER_VERSION = re.compile(r"(?:\d+:)?(\d{3}\.\d{1,4}(?:\.\d{1,4})?)(?=[-+~]|$)")
 _TRANSITIONAL = re.compile(r"\b(?:transitional|dummy)\b", re.IGNORECASE)
@@ -88,12 +91,20 @@ def installed(host: Host) -> tuple[Package, ...]:
         raise CommandFailed(f"dpkg-query: {reason[-1] if reason else f'status {answer.rc}'}", where="dpkg-query")
     found = []
     for line in answer.stdout.splitlines():
-        fields = line.split("\t", 5)
-        if len(fields) == 6 and len(fields[0]) >= 2 and fields[0][1] not in "nc":
-            status, name, architecture, source, version, summary = fields
-            transitional = _TRANSITIONAL.search(summary) is not None
-            found.append(Package(name, architecture, source, version, status[0], status[1], transitional))
+        fields = line.split("\t", 6)
+        if len(fields) >= 6 and len(fields[0]) >= 2 and fields[0][1] not in "nc":
+            status, name, architecture, source, version, summary, section = (*fields, "")[:7]
+            empty = is_transitional(summary, section)
+            found.append(Package(name, architecture, source, version, status[0], status[1], empty))
     return tuple(found)
+
+
+def is_transitional(summary: str, section: str) -> bool:
+    """Whether a package only leads to its successor. Pure.
+
+    Ubuntu's dummies of the driver keep the description of what they were; only their section says what they are now.
+    """
+    return _TRANSITIONAL.search(summary) is not None or section.rpartition("/")[2] == "oldlibs"
 
 
 def is_driver(name: str, source: str) -> bool:

@@ -171,3 +171,22 @@ def test_a_host_without_dpkg_changes_nothing_and_an_unreadable_list_is_no_answer
     assert packages.transaction(FakeHost.build()) is None
     with pytest.raises(FileTrouble):
         packages.transaction(FakeHost.build({packages.LOCKS[0]: "", "/proc/locks": FileTrouble("no", kind="denied")}))
+
+
+@pytest.mark.parametrize(
+    ("summary", "section", "empty"),
+    [
+        # libnvidia-compute-550-server 550.163.01 of Ubuntu 24.04, which leads to 570-server and holds nothing
+        ("NVIDIA libcompute package", "non-free/oldlibs", True),
+        ("NVIDIA libcompute package", "non-free/libs", False),
+        ("Extra drivers for nvidia-535 for the nvidia flavour (dummy transitional package)", "restricted/kernel", True),
+        ("NVIDIA libcompute package", "", False),
+    ],
+)
+def test_a_package_that_holds_nothing_is_known_by_its_section_or_its_words(
+    summary: str, section: str, empty: bool
+) -> None:
+    row = f"ii \tlibnvidia-compute-550-server\tamd64\tnvidia-graphics-drivers\t550.163.01-0u1\t{summary}\t{section}\n"
+    (found,) = packages.installed(FakeHost.build(commands={"dpkg-query ...": row}))
+    assert found.transitional == empty
+    assert packages.shares_the_version(found) != empty
