@@ -41,12 +41,12 @@ DKMS_STACK = (
     ("libcuda1", "nvidia-graphics-drivers", "535.261.03-1~deb12u1", ""),
     ("linux-image-6.1.0-35-amd64", "linux-signed-amd64", "6.1.137-1", ""),
 )
-EMPTY = "transitional dummy package"
+EMPTY = "non-free/oldlibs"
 
 
-def deb(name: str, version: str, depends: str = "", source: str = "", about: str = "a package") -> dict[str, str]:
+def deb(name: str, version: str, depends: str = "", source: str = "", section: str = "libs") -> dict[str, str]:
     return {"Package": name, "Version": version, "Architecture": "amd64", "Source": source or "nvidia-graphics-drivers",
-            "Depends": depends, "Description": f"{about}\n it goes on: here"}  # fmt: skip
+            "Depends": depends, "Section": section, "Description": "a package\n it goes on: here"}  # fmt: skip
 
 
 def installs(name: str, version: str, old: str = "", **about: str) -> tuple[str, dict[str, str]]:
@@ -97,7 +97,10 @@ def machine(
         tree[LOCK_FILE] = f"{lock}\n"
     if change is not None:
         tree[changes.FILE] = changes.text(change)
-    rows = (f"ii \t{name}\tamd64\t{source}\t{version}\t{depends}\t{name}\n" for name, source, version, depends in stack)
+    rows = (
+        f"ii \t{name}\tamd64\t{source}\t{version}\t{depends}\t{name}\tlibs\n"
+        for name, source, version, depends in stack
+    )
     asked["dpkg-query", ...] = "".join(rows)
     for line, fields in actions:
         if fields:
@@ -123,8 +126,8 @@ def planned(to: str = NEWER, kernel: str = "", window_s: float = 3600.0) -> Chan
 
 UPGRADE = (
     installs("nvidia-utils-550-server", "550.163.01-0ubuntu1", f"{LOCKED}-0ubuntu2",
-             depends="nvidia-utils-570-server", about=EMPTY),
-    installs("nvidia-utils-570-server", "570.211.01-0ubuntu1", depends="nvidia-utils-580-server", about=EMPTY),
+             depends="nvidia-utils-570-server", section=EMPTY),
+    installs("nvidia-utils-570-server", "570.211.01-0ubuntu1", depends="nvidia-utils-580-server", section=EMPTY),
     installs("nvidia-utils-580-server", f"{NEWER}-0ubuntu1"),
 )  # fmt: skip
 REPLACE = (*UPGRADE, removes("libnvidia-compute-550-server", f"{LOCKED}-0ubuntu2"),
@@ -156,7 +159,7 @@ def test_an_empty_package_that_leads_to_another_branch_is_refused_with_the_drive
 def test_empty_packages_and_leftovers_of_another_branch_are_nobodys_driver() -> None:
     stack = (*STACK, ("nvidia-driver-535", "nvidia-graphics-drivers-535", "535.261.03-0ubuntu1", ""))
     actions = (
-        installs("nvidia-driver-470", "550.163.01-0ubuntu1", depends="nvidia-driver-550", about=EMPTY),
+        installs("nvidia-driver-470", "550.163.01-0ubuntu1", depends="nvidia-driver-550", section=EMPTY),
         removes("nvidia-driver-535", "535.261.03-0ubuntu1"),
     )
     assert answer(*actions, stack=stack).passes
@@ -415,6 +418,85 @@ def test_a_change_past_its_window_is_open_and_says_so() -> None:
 def test_a_change_that_cannot_be_read_permits_nothing() -> None:
     found = answer(*REPLACE, files={changes.FILE: "{"})
     assert not found.passes
+
+
+# --- what real apt runs said ----------------------------------------------------------------------------------
+
+DATA = Path(__file__).resolve().parents[1] / "data" / "apt-guard"
+
+
+def recorded(case: str, **about: Any) -> apt_guard.Answer:
+    """The answer to a real apt run (SOURCE.md says which), with what the packages in it said of themselves."""
+    host = machine(**about)
+    if not case.startswith("bookworm"):
+        host.run.answer(("dpkg-query", ...), (DATA / "noble-installed.tsv").read_text(encoding="utf-8"))
+    listed = DATA / case / "packages.txt"
+    for block in listed.read_text(encoding="utf-8").split("\n\n") if listed.exists() else ():
+        path, _, fields = block.partition("\n")
+        host.run.answer(("dpkg-deb", "--field", path, ...), fields)
+    return asked(host, (DATA / case / "stdin").read_bytes())
+
+
+@pytest.mark.parametrize(("case", "more"), [("noble-full-upgrade", 5), ("noble-open-580", 10)])
+def test_the_real_way_to_580_is_refused_with_the_driver_at_its_end(case: str, more: int) -> None:
+    package, following = "nvidia-kernel-common-550-server", "nvidia-kernel-common-570-server"
+    says = f"{package}: {LOCKED} to an empty package that leads to {following} {NEWER} (and {more} more)"
+    found = recorded(case)
+    assert (found.passes, found.lines[1]) == (False, says)
+
+
+@pytest.mark.parametrize(
+    ("case", "package", "release"),
+    [
+        ("noble-purge-modules", f"{PREBUILT}-{RUNNING}", RUNNING),
+        ("noble-kernel", "linux-image-6.8.0-31-lowlatency", "6.8.0-31-lowlatency"),
+        ("noble-newest-kernel", f"linux-image-{NEXT}", NEXT),
+    ],
+)
+def test_real_runs_that_leave_the_next_boot_without_a_module_are_refused(case: str, package: str, release: str) -> None:
+    says = f"{package}: kernel {release}, which would boot next, would have no NVIDIA module"
+    found = recorded(case)
+    assert (found.passes, found.lines[1]) == (False, says)
+
+
+def test_the_real_removal_of_the_driver_is_refused() -> None:
+    found = recorded("noble-remove-driver")
+    assert (found.passes, found.lines[1]) == (
+        False, f"nvidia-utils-550-server: {LOCKED} would be removed (and 1 more)",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ["noble-upgrade", "noble-reinstall", "noble-kernel-and-modules", "noble-cuda-toolkit"])
+def test_real_apt_runs_that_leave_the_driver_alone_pass_without_a_word(case: str) -> None:
+    assert recorded(case) == apt_guard.Answer(passes=True)
+
+
+def test_the_real_way_to_580_goes_with_its_planned_change_and_with_no_other() -> None:
+    for case in ("noble-full-upgrade", "noble-open-580"):
+        found = recorded(case, change=planned())
+        assert found.passes
+        assert found.lines[-1] == f"let through by the planned change: driver {NEWER} (security)"
+        assert not recorded(case, change=planned(OTHER)).passes
+
+
+def test_debians_packages_of_the_locked_version_pass_and_of_the_security_pocket_not() -> None:
+    about: dict[str, Any] = {"lock": "535.261.03", "stack": (), "kernels": {"6.1.0-35-amd64": ""}}
+    assert recorded("bookworm-install", **about) == apt_guard.Answer(passes=True)
+    found = recorded("bookworm-install-newer", **about)
+    assert not found.passes
+    assert "would be installed as 535.309.01" in found.lines[1]
+    # nvidia-modprobe, nvidia-persistenced and nvidia-support have versions of their own
+    assert "(and 10 more)" in found.lines[1]
+
+
+def test_debians_real_kernel_needs_its_headers_where_dkms_builds() -> None:
+    old = "6.1.0-35-amd64"
+    about: dict[str, Any] = {"lock": "535.261.03", "stack": DKMS_STACK, "running": old,
+                             "kernels": {old: "updates/dkms/nvidia-current.ko"}}  # fmt: skip
+    assert "DKMS needs linux-headers-6.1.0-50-amd64" in recorded("bookworm-kernel", **about).lines[1]
+    found = recorded("bookworm-kernel-and-headers", **about)
+    assert found.passes
+    assert "DKMS will build" in found.lines[0]
 
 
 # --- the lock, and failing open -------------------------------------------------------------------------------
