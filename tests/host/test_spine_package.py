@@ -20,7 +20,7 @@ SUITES = ("bookworm", "trixie", "jammy", "noble", "resolute")
 OURS = (
     "/etc/holdfast /usr/lib/holdfast /usr/share/holdfast /usr/share/doc/holdfast /var/lib/holdfast"
     " /var/lib/holdfast-runner /run/holdfast /run/holdfast-runner.sock /run/holdfast-inspect.sock /usr/bin/holdfast"
-    " /etc/apt/apt.conf.d/52holdfast /etc/needrestart/conf.d/holdfast.conf"
+    " /etc/apt/apt.conf.d/52holdfast /etc/apt/apt.conf.d/80holdfast /etc/needrestart/conf.d/holdfast.conf"
 )
 IMPORT_ALL = """\
 import importlib, pkgutil, runpy, sys
