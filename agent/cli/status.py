@@ -163,12 +163,22 @@ def compose(
         engines=engines,
         checks=checks,
         driver=driver,
+        holds=_holds(results),
         outbox_depth=sum(known.depth.values()),
         receivers=tuple(known.receivers.values()),
         runs=tuple(run_line(run) for run in known.runs if now.wall - run.started_at < RUN_SHOWN_S),
         notes=_notes(known, ledger),
     )
     return page, _errors(alive, known, ledger, page)
+
+
+def _holds(results: Iterable[CheckResult]) -> str:
+    """Why upgrades leave the driver alone: the holds that somebody asked for, and the security updates that wait."""
+    seen = {result.check: result for result in results}
+    held, updates = seen.get("driver.holds"), seen.get("driver.updates")
+    if held is None or held.status is not Status.OK or not held.value("asked"):
+        return ""
+    return "; ".join([held.summary] + ([updates.summary] if updates is not None and updates.value("pending") else []))
 
 
 def lives(known: Remembered, now: Moment) -> bool:

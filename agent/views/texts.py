@@ -113,7 +113,10 @@ class ChangeLine:
 
 @dataclass(frozen=True, slots=True)
 class StatusPage:
-    """Everything `holdfast status` says. `data_at` is when the daemon last wrote, None when it never did."""
+    """Everything `holdfast status` says. `data_at` is when the daemon last wrote, None when it never did.
+
+    holds: what is held back and what waits for it, "" where nobody asked for holds.
+    """
 
     host: str
     at: float
@@ -128,6 +131,7 @@ class StatusPage:
     engines: tuple[EngineLine, ...] = ()
     checks: tuple[CheckLine, ...] = ()
     driver: DriverLine | None = None
+    holds: str = ""
     outbox_depth: int = 0
     receivers: tuple[ReceiverLine, ...] = ()
     runs: tuple[RunLine, ...] = ()
@@ -253,6 +257,8 @@ def _foot(page: StatusPage, width: int) -> list[str]:
     lines: list[str] = []
     if page.driver is not None:
         lines += labelled("driver", _driver(page.driver), width)
+    if page.holds:
+        lines += labelled("holds", f"{page.holds} (holdfast hold --explain)", width)
     for run in page.runs:
         how = run.outcome or "is running"
         lines += labelled(

@@ -195,6 +195,29 @@ def test_another_driver_than_the_locked_one_is_named(tmp_path: Path) -> None:
     assert "580.178.04 loaded, but the lock demands 550.54.15" in " ".join(holdfast("status", host=host).out.split())
 
 
+@pytest.mark.parametrize(
+    ("asked", "status", "pending", "words"),
+    [
+        (True, Status.OK, [{"name": "x"}], "holds 11 are held, as root asked; updates wait for 5 (holdfast hold "),
+        (True, Status.OK, [], "holds 11 are held, as root asked (holdfast hold --explain)"),
+        (True, Status.WARNING, [{"name": "x"}], ""),
+        (False, Status.OK, None, ""),
+    ],
+)
+def test_what_is_held_back_and_what_waits_for_it_is_said(
+    tmp_path: Path, asked: bool, status: Status, pending: Any, words: str
+) -> None:
+    holds = (Observation("asked", asked),)
+    waits = (Observation("pending", pending),)
+    results = [
+        CheckResult("driver.holds", "host", status, "11 are held, as root asked", holds, EARLIER, 0.1),
+        CheckResult("driver.updates", "host", Status.OK, "updates wait for 5", waits, EARLIER, 0.1),
+    ]
+    said = " ".join(holdfast("status", host=box(tmp_path, results=results)).out.split())
+    assert words in said
+    assert ("(holdfast hold --explain)" in said) == bool(words)
+
+
 def test_incidents_are_listed_shown_and_found_by_the_end_of_their_id(tmp_path: Path) -> None:
     steps = [Transition("t1", WEDGED.id, EARLIER.wall, "opened", "no token for 12 s")]
     host = box(tmp_path, incidents=[WEDGED], transitions=steps)
