@@ -24,6 +24,8 @@ from agent.host.vetoes import Veto
 
 VETO = 77
 TAG = "holdfast-apt-guard"
+LOGGED = 10
+"""How many reasons of one refusal the system's log is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,8 @@ def _judged(host: Host, wanted: Transaction, locked: str) -> Answer:
     notes = (*notes, *seen.notes, *found.notes)
     late = _late(host, change) if change else ""
     if found.reasons:
-        log = (f"refused {wanted.command or 'a transaction'}: {each.package}: {each.words}" for each in found.reasons)
+        who = wanted.command or "a transaction"
+        log = (f"refused {who}: {each.package}: {each.words}" for each in found.reasons[:LOGGED])
         trouble = _record(host, wanted, locked, found)
         return Answer(False, _words(locked, change, late, found), (*log, *([trouble] if trouble else [])))
     lines = [f"note: {note}" for note in notes]
