@@ -2,13 +2,14 @@
 
 `main` is what holdfast-inspect@.service runs; `ask` is the daemon's end. Only checks marked `as_root` are served, on
 subjects and with parameters from root-owned configuration. Nothing the caller sends reaches the machine but the name
-of a check, of a subject, and what the same check observed last time.
+of a check, of a subject, and what the same check observed last time. It also hands over the kernel's log, open to read.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterable
@@ -16,18 +17,18 @@ from types import FrameType
 
 from agent import access, config, logs, plugin
 from agent.access import Role
-from agent.errors import DaemonUnreachable, HoldfastError, HostError, StoreError, Unreachable, UsageError
-from agent.host import Host, ipc
+from agent.errors import DaemonUnreachable, FileTrouble, HoldfastError, HostError, StoreError, Unreachable, UsageError
+from agent.host import Host, ipc, kmsg
 from agent.host.ipc import Lines
 from agent.host.real import real_host
 from agent.model import Json, Observation, Observed
 from agent.plugin import Check, Target
-from agent.protocol import MAX_REQUEST_BYTES, Inspect, line, parse
+from agent.protocol import MAX_REQUEST_BYTES, Hand, Inspect, line, parse
 from agent.store.codec import from_text, to_text
 
 log = logging.getLogger(__name__)
 
-SOCKET = "/run/holdfast-inspect.sock"
+SOCKET = kmsg.INSPECTOR
 REQUEST_S = 5.0
 """A connection must say what it wants within this time."""
 CONNECT_S = 2.0
@@ -69,7 +70,7 @@ def main(host: Host | None = None, descriptor: int = 0) -> int:
     host = host or real_host()
     try:
         with ipc.from_fd(descriptor) as connection:
-            connection.send(json.dumps(answer(host, connection)).encode(), timeout_s=REQUEST_S)
+            _send(connection, answer(host, connection))
     except HostError as error:
         log.warning("%s", error.message)
         return error.exit_code
@@ -82,7 +83,10 @@ def answer(host: Host, connection: Lines) -> dict[str, Json]:
     try:
         if access.role(host, peer) is Role.READER:
             return _wrong("permission", "only root and the daemon may ask")
-        question: Inspect = parse(Inspect, connection.receive(REQUEST_S, limit=MAX_REQUEST_BYTES) or b"")
+        said = connection.receive(REQUEST_S, limit=MAX_REQUEST_BYTES) or b""
+        if b'"hand"' in said:
+            return {"v": 1, "hand": parse(Hand, said).hand}
+        question: Inspect = parse(Inspect, said)
         return {"v": 1, "check": question.check, "subject": question.subject, "observations": _observed(host, question)}
     except HoldfastError as error:
         too_large = isinstance(error, Unreachable) and error.kind == "too-large"
@@ -92,6 +96,23 @@ def answer(host: Host, connection: Lines) -> dict[str, Json]:
     except Exception as error:  # noqa: BLE001 - its message may quote what an engine said
         log.warning("uid %d: the observation crashed: %s", peer.uid, type(error).__name__)
         return _wrong("crashed", f"the observation crashed: {type(error).__name__}")
+
+
+def _send(connection: Lines, said: dict[str, Json]) -> None:
+    """Send the answer; with the open log where that was asked for."""
+    if "hand" not in said:
+        connection.send(json.dumps(said).encode(), timeout_s=REQUEST_S)
+        return
+    try:
+        descriptor = kmsg.open_log()
+    except FileTrouble as trouble:
+        log.warning("%s", trouble.message)
+        connection.send(json.dumps(_wrong(trouble.code, trouble.message)).encode(), timeout_s=REQUEST_S)
+        return
+    try:
+        connection.send_descriptor(json.dumps(said).encode(), descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _wrong(code: str, message: str) -> dict[str, Json]:

@@ -57,6 +57,13 @@ class Inspect(_Message):
     before: dict[str, Any] | None = None
 
 
+class Hand(_Message):
+    """An open descriptor asked of the root inspector: the kernel's log, to read."""
+
+    v: Literal[1] = 1
+    hand: Literal["kernel-log"]
+
+
 class Control(_Message):
     """One thing asked of the daemon on its control socket."""
 

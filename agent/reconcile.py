@@ -294,7 +294,9 @@ class Reconciler:
         An engine that loads is neither well nor ill: it may come up, or die once more of the same cause.
         """
         rule = plugin.rules().get(finding)
-        seen = [self.results.get((check, subject)) for check in rule.reads] if rule is not None else []
+        reads = rule.reads if rule is not None else ()
+        abouts = (subject, "host") if subject.startswith("gpu:") else (subject,)  # a card is seen by checks of the host
+        seen = [self.results.get((check, about)) for check in reads for about in abouts]
         return any(
             each is not None and (each.status is Status.UNKNOWN or each.verdict is Verdict.LOADING) for each in seen
         )

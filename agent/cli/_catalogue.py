@@ -14,6 +14,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from agent import plugin
+from agent.host import xid
 
 if TYPE_CHECKING:
     from agent.runbook import Runbook
@@ -56,6 +57,37 @@ def entries(books: Mapping[str, Runbook]) -> Iterator[Entry]:
         yield _receiver(receiver)
     for book in books.values():
         yield _runbook(book)
+
+
+def xid_entries() -> Iterator[Entry]:
+    """Every Xid code, and the driver's messages that carry none."""
+    found = xid.catalogue()
+    for each in found.entries.values():
+        facts = [("at once", f"{found.actions[each.immediate]}{_named(each.immediate)}")]
+        if each.investigate:
+            facts.append(("then", f"{found.actions[each.investigate]}{_named(each.investigate)}"))
+        facts += [("usually", FAULTS[each.fault]), ("told", _told(each))]
+        if each.follows:
+            facts.append(("comes", "after another code, which is the reason"))
+        facts.append(("source", SOURCES.get(each.source, each.source)))
+        kind = "Xid code" if each.code is not None else "kernel message"
+        next_command = f"holdfast explain {each.cause}" if each.cause else "holdfast check gpu.xid"
+        yield Entry(each.key, kind, each.name, each.meaning, tuple(facts), (), (next_command,))
+
+
+def _named(resolution: str) -> str:
+    return f" (NVIDIA: {resolution})" if resolution else ""
+
+
+def _told(entry: xid.Entry) -> str:
+    if entry.cause:
+        return f"as {entry.cause}, {entry.severity}"
+    if entry.fatal_resets:
+        return "a fatal one as gpu-reset-required, critical; else only in gpu.xid"
+    if entry.severity == "note":
+        engine = " as engine-gpu-fault where it hits an engine;" if entry.fault == "application" else ""
+        return f"not by itself;{engine} gpu.xid shows it"
+    return "once, as gpu-xid-noted"
 
 
 def parameters(model: type[Any]) -> tuple[Parameter, ...]:
@@ -200,4 +232,14 @@ RISKS = {
     "none": "none: nothing changes for users",
     "service": "service: requests in flight may be lost",
     "host": "host: the whole host may go down",
+}
+FAULTS = {
+    "application": "a fault of the program",
+    "driver": "a fault of the driver or the card's firmware",
+    "hardware": "a fault of the hardware",
+    "none": "nobody's fault",
+}
+SOURCES = {
+    "catalogue": "NVIDIA's Xid catalogue (docs.nvidia.com/deploy/xid-errors), as of October 2025",
+    "nverror": "the driver's list of codes (nverror.h, 595); NVIDIA's catalogue does not have it yet",
 }

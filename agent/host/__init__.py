@@ -1,6 +1,6 @@
 """The only code that touches the machine: a few primitives, and functions over them.
 
-`Host` bundles the primitives: `files`, `run`, `clock`, `http`, `child`, `ipc`, `events`. systemd, the journal,
+`Host` bundles the primitives: `files`, `run`, `clock`, `http`, `child`, `ipc`, `kmsg`, `events`. systemd, the journal,
 processes, the driver and NVML are functions over them (`agent.host.systemd`, `.journal`, `.process`,
 `.driver`, `.nvml`), so that only the primitives are ever faked.
 """
@@ -237,6 +237,34 @@ class Events(Protocol):
         ...
 
 
+class Kmsg(Protocol):
+    """The kernel's log, /dev/kmsg. It keeps its place: each read goes on where the last one ended."""
+
+    def read(self) -> bytes:
+        """Every record since the last read, as the device gives them; the first time, all that are still there.
+
+        Raises FileTrouble: missing in a container, denied when neither we nor the inspector may open it.
+        """
+        ...
+
+    def rewind(self) -> None:
+        """Begin again with the oldest record that is still there."""
+        ...
+
+
+class NoKmsg:
+    """A host without a kernel log."""
+
+    def read(self) -> bytes:
+        """See `Kmsg`."""
+        from agent.errors import FileTrouble  # noqa: PLC0415 - this module imports nothing but the model
+
+        raise FileTrouble("/dev/kmsg does not exist", kind="missing", where="/dev/kmsg")
+
+    def rewind(self) -> None:
+        """See `Kmsg`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Host:
     """The machine, as far as Holdfast may touch it."""
@@ -247,3 +275,4 @@ class Host:
     http: Http
     child: Child
     ipc: Ipc
+    kmsg: Kmsg = field(default_factory=NoKmsg)

@@ -89,6 +89,28 @@ class Lines:
             self._ended = not chunk
             self._unread += chunk
 
+    def send_descriptor(self, line: bytes, descriptor: int) -> bool:
+        """Send one short line with an open descriptor. False when the peer is gone or does not read."""
+        data = line if line.endswith(b"\n") else line + b"\n"
+        try:
+            return socket.send_fds(self._socket, [data], [descriptor], socket.MSG_NOSIGNAL) == len(data)
+        except OSError:
+            return False
+
+    def receive_descriptor(self, timeout_s: float) -> tuple[bytes, int | None]:
+        """One short line and the descriptor that came with it, None when none did. The caller closes it.
+
+        Raises Unreachable(timeout), DaemonUnreachable when the peer closed.
+        """
+        if not _ready(self._socket, select.POLLIN, time.monotonic() + timeout_s):
+            raise Unreachable(f"the peer sent nothing within {timeout_s:g} s", kind="timeout")
+        data, descriptors, _, _ = socket.recv_fds(self._socket, LINE_LIMIT, 1)
+        if not data:
+            raise DaemonUnreachable("the peer closed the connection without an answer")
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)
+        return data.partition(b"\n")[0], descriptors[0] if descriptors else None
+
     def peer(self) -> Peer:
         """Who is at the other end, as the kernel saw it when it connected (SO_PEERCRED). Raises HostError."""
         try:

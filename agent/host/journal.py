@@ -123,6 +123,17 @@ def stopped_by_job(host: Host, unit: str, invocation_id: str | None, *, timeout_
     return None
 
 
+def unit_of(host: Host, pid: int, until_wall: float, *, timeout_s: float = 5.0) -> str:
+    """The unit of the process that had this pid then (Unix seconds), if it ever logged anything in this boot; else "".
+
+    Raises CommandFailed as `matches`.
+    """
+    boot = host.clock.now().boot_id.replace("-", "")
+    words = ["--lines=1", f"--until=@{until_wall + 1.0:.0f}", f"_PID={pid}", f"_BOOT_ID={boot}"]
+    found = list(_entries(host, words, "_SYSTEMD_UNIT", timeout_s))
+    return str(found[-1].get("_SYSTEMD_UNIT", "")) if found else ""
+
+
 @cache
 def load_signatures(kind_file: str) -> tuple[Signature, ...]:
     """The signatures in agent/data/NAME.yaml (`signatures:`, a list of mappings with Signature's fields).

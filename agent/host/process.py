@@ -75,6 +75,14 @@ def started_boot_s(host: Host, pid: int) -> float:
     return int(fields[_START_TICKS]) / _TICKS_PER_S
 
 
+def unit_of(host: Host, pid: int) -> str:
+    """The systemd unit (service or scope) whose control group a process is in, "" for none. Raises FileTrouble."""
+    text = host.files.read_text(f"/proc/{pid}/cgroup")
+    groups = dict(line.split(":", 2)[1:] for line in text.splitlines() if line.count(":") >= 2)
+    path = groups.get("") if groups.get("", "/") != "/" else groups.get("name=systemd", "")
+    return next((part for part in reversed((path or "").split("/")) if part.endswith((".service", ".scope"))), "")
+
+
 def command_line(host: Host, pid: int) -> tuple[str, ...]:
     """A process's arguments, empty for a kernel thread or a zombie. They may hold secrets: `redact_argv` before
     anything is stored, logged or sent. Raises FileTrouble.

@@ -8,6 +8,7 @@ from agent.host.clock import RealClock
 from agent.host.commands import RealCommands
 from agent.host.files import RealFiles
 from agent.host.ipc import RealIpc
+from agent.host.kmsg import RealKmsg
 from agent.host.web import RealHttp
 
 
@@ -15,4 +16,5 @@ def real_host(root: str = "/") -> Host:
     """The machine we run on, its files seen below `root`. Programs, sockets and clocks are always the real ones."""
     files = RealFiles(root)
     own = files if root == "/" else RealFiles()
-    return Host(files, RealCommands(), RealClock(own), RealHttp(), RealChild(own), RealIpc())
+    ipc = RealIpc()
+    return Host(files, RealCommands(), RealClock(own), RealHttp(), RealChild(own), ipc, RealKmsg(ipc))

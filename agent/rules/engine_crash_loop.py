@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from agent.model import Finding, Moment, Observation, Results, Status, Verdict
 from agent.plugin import Confirm, Rule
+from agent.rules._gpu import last_words
 
 CRASHES = 3
 WITHIN_S = 600.0
@@ -30,7 +31,7 @@ def diagnose(results: Results, now: Moment) -> Iterable[Finding]:
             continue
         name = unit.subject.removeprefix("engine:")
         line = str(unit.value("failure.text") or unit.value("unit.failure") or "")
-        quoted = f': "{line}"' if line else ""
+        quoted = (f': "{line}"' if line else "") + last_words(results, unit.subject, now, times[-1])
         yield Finding(
             id="engine-crash-loop",
             subject=unit.subject,
@@ -47,7 +48,8 @@ def diagnose(results: Results, now: Moment) -> Iterable[Finding]:
 RULE = Rule(
     id="engine-crash-loop",
     title="The engine crashes again and again",
-    reads=("engine.unit",),
+    reads=("engine.unit", "gpu.xid"),
+    explainers=("gpu.xid",),
     confirm=Confirm(for_s=GIVE_UP_S, clear_s=30.0),
     diagnose=diagnose,
     manual=True,

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from agent.model import Finding, Moment, Observation, Results, Status
 from agent.plugin import EVENT, Rule
+from agent.rules._gpu import last_words
 
 FRESH_S = 600.0
 """A crash older than this is history: a daemon that was down for long does not tell it any more."""
@@ -22,11 +23,12 @@ def diagnose(results: Results, now: Moment) -> Iterable[Finding]:
         if last is None or not repaired or not 0 <= now.wall - float(last) < FRESH_S:
             continue
         why = str(unit.value("failure.text") or unit.value("unit.failure") or "for an unknown reason")
+        kernel = last_words(results, unit.subject, now, float(last))
         yield Finding(
             id="engine-crashed",
             subject=unit.subject,
             status=Status.WARNING,
-            summary=f"{unit.subject.removeprefix('engine:')} crashed ({why}); systemd has started it again",
+            summary=f"{unit.subject.removeprefix('engine:')} crashed ({why}{kernel}); systemd has started it again",
             evidence=(Observation("evidence", unit.summary),),
             results=((unit.check, unit.subject),),
             since=float(last),
@@ -39,7 +41,7 @@ def diagnose(results: Results, now: Moment) -> Iterable[Finding]:
 RULE = Rule(
     id="engine-crashed",
     title="The engine crashed and was started again",
-    reads=("engine.unit",),
+    reads=("engine.unit", "gpu.xid"),
     confirm=EVENT,
     diagnose=diagnose,
     manual=True,

@@ -1,8 +1,8 @@
 """The engine does not run, nobody stopped it, and systemd will not start it again by itself.
 
 An engine that exited with status 0 under `Restart=on-failure` is dead too: it serves nobody. An engine without a unit
-here is dead when its port stays closed. What to do: restart it; if its log shows a failure that a restart cannot cure,
-mend that first.
+here is dead when its port stays closed. Where the kernel reported an Xid for it, the same page says which. What to do:
+restart it; if its log shows a failure that a restart cannot cure, mend that first.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from agent.model import CheckResult, Finding, Moment, Observation, Results, Verdict
 from agent.plugin import EVENT, Rule
+from agent.rules._gpu import last_words
 
 SILENT = ("engine.progress", "engine.alive", "engine.generates")
 
@@ -19,11 +20,13 @@ def diagnose(results: Results, now: Moment) -> Iterable[Finding]:
     """Dead by its unit's account, or by the probe where the unit has nothing to say."""
     for unit in results.of("engine.unit"):
         if unit.verdict is Verdict.DEAD and not unit.value("unit.pending"):
-            yield _finding(unit, _how(unit), ("engine.unit", *SILENT), since=unit.value("crash.last_at"))
+            died_at = unit.value("crash.last_at")
+            how = _how(unit) + last_words(results, unit.subject, now, died_at)
+            yield _finding(unit, how, ("engine.unit", *SILENT), since=died_at)
     for probe in results.of("engine.progress"):
         unit_says = results.one("engine.unit", probe.subject)
         if probe.verdict is Verdict.DEAD and (unit_says is None or unit_says.verdict is not Verdict.DEAD):
-            yield _finding(probe, probe.summary, SILENT[1:], since=None)
+            yield _finding(probe, probe.summary + last_words(results, probe.subject, now), SILENT[1:], since=None)
 
 
 def _finding(result: CheckResult, how: str, explains: Iterable[str], since: float | None) -> Finding:
@@ -52,8 +55,8 @@ def _how(unit: CheckResult) -> str:
 RULE = Rule(
     id="engine-dead",
     title="The engine is dead",
-    reads=("engine.unit", "engine.progress"),
-    explainers=("engine.unit", "engine.progress", "driver.lock"),
+    reads=("engine.unit", "engine.progress", "gpu.xid"),
+    explainers=("engine.unit", "engine.progress", "driver.lock", "gpu.xid"),
     confirm=EVENT,
     diagnose=diagnose,
     expected_in_change=True,

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from agent.model import CheckResult, Finding, Moment, Observation, Results, Verdict
 from agent.plugin import EVENT, Rule
+from agent.rules._gpu import last_words
 
 
 def diagnose(results: Results, now: Moment) -> Iterable[Finding]:
@@ -21,10 +22,10 @@ def diagnose(results: Results, now: Moment) -> Iterable[Finding]:
         for result in results.of(check):
             if result.verdict is Verdict.WEDGED and result.subject not in told:
                 told.add(result.subject)
-                yield _finding(result)
+                yield _finding(result, last_words(results, result.subject, now))
 
 
-def _finding(result: CheckResult) -> Finding:
+def _finding(result: CheckResult, kernel: str) -> Finding:
     name = result.subject.removeprefix("engine:")
     pending = result.value("pending")
     waiting = f", {pending} waiting" if pending else ""
@@ -32,7 +33,7 @@ def _finding(result: CheckResult) -> Finding:
         id="engine-wedged",
         subject=result.subject,
         status=Verdict.WEDGED.status,
-        summary=f"{name} accepts requests but produces no tokens{waiting}",
+        summary=f"{name} accepts requests but produces no tokens{waiting}{kernel}",
         evidence=(Observation("evidence", result.summary),),
         results=((result.check, result.subject),),
         explains=tuple((check, result.subject) for check in ("engine.alive", "engine.generates", "engine.progress")),
@@ -45,8 +46,8 @@ def _finding(result: CheckResult) -> Finding:
 RULE = Rule(
     id="engine-wedged",
     title="The engine is wedged",
-    reads=("engine.progress", "engine.generates"),
-    explainers=("engine.unit", "driver.lock", "engine.blocked"),
+    reads=("engine.progress", "engine.generates", "gpu.xid"),
+    explainers=("engine.unit", "driver.lock", "engine.blocked", "gpu.xid"),
     confirm=EVENT,
     diagnose=diagnose,
     expected_in_change=True,

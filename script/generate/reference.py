@@ -13,7 +13,7 @@ from man import EXIT_CODES
 from tree import commands
 
 from agent import config, errors, plugin, runbook
-from agent.cli._catalogue import Entry, Parameter, entries, parameters
+from agent.cli._catalogue import Entry, Parameter, entries, parameters, xid_entries
 from agent.host.files import RealFiles
 from agent.views.metrics import Snapshot, exposition
 
@@ -35,6 +35,7 @@ def pages() -> Iterator[tuple[str, str]]:
         ("receiver", "receivers", "Receivers"),
     ):
         yield f"{name}.md", _page(title, (_entry(each) for each in found if each.kind == kind))
+    yield "xid.md", _page("Messages of the NVIDIA driver", _xids())
     yield "commands.md", _page("Commands", _commands())
     yield "configuration.md", _page("Configuration", _configuration())
     yield "exit-codes.md", _page("Exit codes and errors", _codes())
@@ -65,6 +66,24 @@ def _table(rows: Iterable[Parameter]) -> list[str]:
         cells = (f"`{each.name}`", f"`{each.type}`", default, " ".join(each.text.split()))
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return lines
+
+
+def _xids() -> Iterator[str]:
+    """Codes that say the same share one entry."""
+    yield (
+        "What `holdfast explain xid CODE` says of each code, and of the messages that carry none. The card's own\n"
+        "recovery action (Xid 154) wins over this table. Severity is for the card: a program's fault is a note here."
+    )
+    same: dict[tuple[object, ...], list[Entry]] = {}
+    for entry in xid_entries():
+        same.setdefault((entry.title, entry.text, entry.facts), []).append(entry)
+    for title, kind in (("Xid codes", "Xid code"), ("Messages without a code", "kernel message")):
+        yield f"## {title}"
+        for alike in same.values():
+            if alike[0].kind == kind:
+                names = ", ".join(f"`{each.id}`" for each in alike)
+                lines = [f"### {names} {alike[0].title}", "", alike[0].text, ""]
+                yield "\n".join([*lines, *(f"- {label}: {words}" for label, words in alike[0].facts)])
 
 
 def _commands() -> Iterator[str]:

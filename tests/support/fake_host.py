@@ -26,12 +26,12 @@ from typing import Any
 import yaml
 
 from agent.errors import CommandFailed, FileTrouble, Unreachable
-from agent.host import Completed, Host, Reply, Space
+from agent.host import Completed, Host, NoKmsg, Reply, Space
 from agent.model import Json, Moment
 from tests.support.fake_files import Directory, Entry, FakeFiles, File, Link, Special, TreeFiles
 
 __all__ = [
-    "Directory", "FakeClock", "FakeEvents", "FakeFiles", "FakeHost", "File", "HttpCall", "Link", "Special",
+    "Directory", "FakeClock", "FakeEvents", "FakeFiles", "FakeHost", "FakeKmsg", "File", "HttpCall", "Link", "Special",
     "in_turn", "journal", "systemctl_show", "timed_out", "unreachable",
 ]  # fmt: skip
 
@@ -218,6 +218,31 @@ class FakeIpc:
         return _settle(self.ends[path], path)
 
 
+class FakeKmsg:
+    """The `Kmsg` primitive: what each read gives, one after the other, then nothing; an exception is raised.
+
+    `rewind` begins again with everything that `still` holds, or with all of it.
+    """
+
+    def __init__(self, reads: Sequence[bytes | Exception]) -> None:
+        self.reads = list(reads)
+        self.still: bytes | None = None
+        self.rewound = 0
+        self._given = b""
+
+    def read(self) -> bytes:
+        found = self.reads.pop(0) if self.reads else b""
+        if isinstance(found, Exception):
+            raise found
+        self._given += found
+        return found
+
+    def rewind(self) -> None:
+        self.rewound += 1
+        self.reads.insert(0, self._given if self.still is None else self.still)
+        self._given = b""
+
+
 class FakeEvents:
     """The `Events` primitive: `fire` makes something happen."""
 
@@ -258,6 +283,7 @@ class FakeHost(Host):
     http: FakeHttp
     child: FakeChild
     ipc: FakeIpc
+    kmsg: Any
 
     @classmethod
     def build(
@@ -265,6 +291,7 @@ class FakeHost(Host):
         http: Mapping[str, Any] | None = None, child: Mapping[str, Any] | None = None,
         moments: Sequence[Moment] = (), units: Mapping[str, Mapping[str, object]] | None = None,
         spaces: Mapping[str, Space] | None = None, ipc: Mapping[str, Any] | None = None,
+        kmsg: Sequence[bytes | Exception] | None = None,
     ) -> FakeHost:  # fmt: skip
         """A host in memory. units: properties by unit, for `systemctl show`."""
         shown = {
@@ -274,11 +301,14 @@ class FakeHost(Host):
         return cls(
             FakeFiles(files, spaces), FakeCommands({**(commands or {}), **shown}), FakeClock(moments),
             FakeHttp(http or {}), FakeChild(child or {}), FakeIpc(ipc or {}),
+            NoKmsg() if kmsg is None else FakeKmsg(kmsg),
         )  # fmt: skip
 
     @classmethod
     def load(cls, case: Path) -> FakeHost:
-        """The host recorded in a fixture folder: root/ and commands, http, child, clock, space, trouble (.yaml)."""
+        """The host recorded in a fixture folder: root/, kmsg, and commands, http, child, clock, space, trouble
+        (.yaml).
+        """
         commands = FakeCommands({})
         for argv, answers in _grouped(_document(case, "commands.yaml"), lambda entry: tuple(entry["argv"])).items():
             commands.answer(argv, InTurn([_recorded_command(entry) for entry in answers]))
@@ -292,7 +322,9 @@ class FakeHost(Host):
         clock = FakeClock(
             [Moment(entry["wall"], entry["boot_s"], entry["boot_id"]) for entry in _document(case, "clock.yaml")]
         )
-        return cls(RecordedFiles(case), commands, clock, http, FakeChild(child), FakeIpc({}))
+        log = case / "kmsg"
+        kmsg = FakeKmsg([log.read_bytes()]) if log.exists() else NoKmsg()
+        return cls(RecordedFiles(case), commands, clock, http, FakeChild(child), FakeIpc({}), kmsg)
 
 
 class RecordedFiles(TreeFiles):

@@ -115,7 +115,8 @@ class Scene:
         """Every other check answers that all is well with it."""
         self.clock.at += 0.1
         effects = self.result("engine.progress", Verdict.DEAD)
-        effects += self.send(ResultArrived(answer(self.clock.now(), "driver.lock", Verdict.READY, {}, "host")))
+        for check in ("driver.lock", "gpu.xid"):
+            effects += self.send(ResultArrived(answer(self.clock.now(), check, Verdict.READY, {}, "host")))
         return effects + self.result("engine.unit", Verdict.DEAD, **{"unit.failure": "killed by SIGKILL"})
 
     def incident(self) -> Incident:
@@ -153,7 +154,7 @@ def ended(request: Request, outcome: Outcome, summary: str = "") -> RunReported:
 def test_the_checks_that_could_explain_it_are_asked_before_anything_opens(scene: Scene) -> None:
     effects = scene.result("engine.unit", Verdict.DEAD)
     asked = {(effect.check, effect.subject) for effect in effects if isinstance(effect, CheckNow)}
-    assert asked == {("engine.unit", CHAT), ("engine.progress", CHAT), ("driver.lock", "host")}
+    assert asked == {("engine.unit", CHAT), ("engine.progress", CHAT), ("driver.lock", "host"), ("gpu.xid", "host")}
     assert scene.kinds() == []
 
 
@@ -463,3 +464,23 @@ def test_the_answer_of_a_canary_that_is_asked_regularly_stands_until_the_next(sc
     scene.result("engine.generates", Verdict.WEDGED)
     scene.send(Tick(), after=ON_DEMAND_S + 1)
     assert scene.loop.results[("engine.generates", CHAT)].verdict is Verdict.WEDGED
+
+
+def test_a_lost_card_is_not_over_because_the_kernels_log_cannot_be_read(scene: Scene) -> None:
+    event = {
+        "key": "79", "kind": "xid", "code": 79, "name": "GPU has fallen off the bus", "gpu": "0000:18:00", "uuid": "",
+        "severity": "critical", "cause": "gpu-lost", "do": "Reboot.", "first": 1.0, "last": 1.0, "count": 1,
+    }  # fmt: skip
+
+    def look(verdict: Verdict, **evidence: Any) -> None:
+        scene.clock.at += 10
+        scene.send(ResultArrived(answer(scene.clock.now(), "gpu.xid", verdict, evidence, "host")))
+
+    scene.runbook, scene.decision = None, Decision(False, "a person must act", "manual")
+    look(Verdict.DEAD, events=[event])
+    lost = scene.loop.incidents[("gpu-lost", "gpu:0000-18-00")]
+    assert lost.phase is Phase.ESCALATED
+    look(Verdict.UNKNOWN)
+    assert scene.loop.incidents[("gpu-lost", "gpu:0000-18-00")].phase is Phase.ESCALATED
+    look(Verdict.READY, events=[])
+    assert scene.loop.incidents[("gpu-lost", "gpu:0000-18-00")].phase is Phase.RESOLVED
