@@ -56,7 +56,8 @@ def next_step(change: Change, found: Sequence[Truth], installed: Iterable[Packag
     if stale is not None and not {"packages", "libraries"} & set(wrong):
         return Next("the initial ramdisk is older than the module", stale.words.rpartition("(")[2].rstrip(")"))
     present = tuple(installed)
-    if {"packages", "libraries", "module, next boot"} & set(wrong) or _lacks_kernel(change, present):
+    lacking = "next boot" in wrong and _lacks_kernel(change, present)
+    if {"packages", "libraries", "module, next boot"} & set(wrong) or lacking:
         line = install_line(change, present, manual)
         words = f"install driver {change.to}" + (f" and kernel {change.kernel}" if change.kernel else "")
         return Next(words if line else f"{words}, with the packages of this distribution", line)

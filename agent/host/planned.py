@@ -70,10 +70,12 @@ def _truths(change: Change, seen: Seen) -> Iterator[Truth]:
     else:
         yield Truth("loaded module", loaded.version == change.to, loaded.version or "none is loaded")
     running = seen.later.running
+    release = running.release if running is not None else ""
     if change.kernel:
-        release = running.release if running is not None else ""
         yield Truth("running kernel", release == change.kernel if release else None, release or "it does not say which")
-    if running is not None and seen.later.coming is not None and running.release != seen.later.coming.release:
+    # Before the reboot the running kernel has the old module, and is on its way out.
+    stays = loaded.version == change.to and change.kernel in ("", release)
+    if running is not None and stays and seen.later.coming is not None and release != seen.later.coming.release:
         yield _module("module, running", change.to, running)
 
 

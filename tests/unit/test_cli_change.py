@@ -174,7 +174,7 @@ def test_status_shows_each_truth_and_the_next_command_and_survives_a_reboot() ->
     page = change("status", on=host).out
     assert f"change   driver {B} (CVE-2026-1)" in page
     assert "by alice; 4 h left" in page
-    assert page.count("✗") == 4
+    assert page.count("✗") == 3
     moved(host, B)
     host.clock.advance(3600)
     said = change("status", "--json", on=host)
