@@ -76,6 +76,8 @@ def refused(event: Event, now: float) -> Refused:
         hint += ("; or " if hint else "") + "add --force if you know better"
     if code == "paused":
         hint = "sudo holdfast resume"
+    if code == "change-open":
+        hint = "holdfast change status"
     return Refused(str(data.get("reason") or "the runner refused"), not_before=not_before, hint=hint, code=code)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from agent import ledger
+from agent.cli.audit import words
 from agent.host import Space
 from agent.model import Moment
 from agent.views.note import DaemonNote
@@ -248,6 +249,15 @@ def test_the_record_is_shown_and_verified() -> None:
     assert said.code == 0
     assert "restart-engine, engine:chat, by uid 0" in " ".join(said.out.split())
     assert holdfast("audit", "verify", host=known).out == "OK - 3 records, the chain is whole\n"
+
+
+def test_the_record_says_who_asked_for_what_with_which_inputs() -> None:
+    inputs = {"to": "580.178.04", "kernel": "", "force": False, "by": "alice", "reason": "CVE"}
+    data = {"runbook": "begin-change", "subject": "host", "because": "CVE", "uid": 0, "inputs": inputs}
+    record = ledger.Record(1, Moment(0.0, 0.0, "b"), ledger.Kind.ATTEMPT, RUN, data, "", "")
+    assert words(record) == "begin-change, host, CVE, to 580.178.04, by alice"
+    assert words(replace(record, data={**data, "inputs": {}})).endswith("by uid 0")
+
 
 
 def test_a_changed_record_is_critical() -> None:
