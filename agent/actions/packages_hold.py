@@ -71,23 +71,27 @@ def plan(host: Host, target: Target, params: Any) -> Plan:
 
 
 def undo(host: Host, target: Target, params: Any, before: Mapping[str, Json]) -> Plan:
-    """Release what this run had set, hold again what it had released, and put the record back, in this order."""
+    """Release what this run had set, hold again what it had released, and put files and record back, in this order."""
     now, ours = on_hold(host), holds.owned(host)
     recorded = ours.packages if ours is not None else ()
     # What is not on record was not held by us: the record is written first.
     back = [key for key in before["new"] if key in recorded and now.get(key) is True]
     again = [key for key in before["obsolete"] if now.get(key) is False]
-    if not back and not again and _text(host, holds.FILE) == before["record"]:
+    files = {str(path): text for path, text in (*before["files"].items(), (holds.FILE, before["record"]))}
+    changed = {path: text for path, text in files.items() if _text(host, path) != text}
+    if not back and not again and not changed:
         return Plan((Noop("nothing was on hold yet", untouched=True),))
     at_work = busy(host)
     if at_work is not None:
         return Plan((at_work,))
-    steps: list[PlanStep] = [*release_holds(back), *set_holds(again)]
-    if before["record"] is not None:
-        steps.append(WriteFile(holds.FILE, str(before["record"]), RECORD_MODE))
-    else:
-        steps += [RemoveFile(path) for path in (drop_ins.UNATTENDED, drop_ins.NEEDRESTART, holds.FILE)]
+    steps = [*release_holds(back), *set_holds(again), *(_as_it_was(path, text) for path, text in changed.items())]
     return Plan((*steps, Noop("holds and their record are as they were")))
+
+
+def _as_it_was(path: str, text: Json) -> PlanStep:
+    if text is None:
+        return RemoveFile(path)
+    return WriteFile(path, str(text), RECORD_MODE if path == holds.FILE else 0o644)
 
 
 def _reasserted(host: Host, ours: Owned) -> Plan:
@@ -112,7 +116,7 @@ def _held(host: Host, target: Target, found: Look, ours: Owned | None) -> Plan:
     turn = _turn(found.chosen.keys, now, mine)
     by = target.params.by if target.params.purpose == "hold" or ours is None else ours.by
     owned = Owned(turn.ours, found.driver, found.chosen.kernel, host.clock.now().wall, by)
-    files = _drop_ins(host, target, found)
+    files = {path: text for path, text in _drop_ins(host, target, found).items() if _text(host, path) != text}
     summary = Noop(_summary(found, turn))
     same = ours is not None and replace(owned, at=ours.at, by=ours.by) == ours
     if same and not turn.new and not turn.obsolete and not files:
@@ -121,14 +125,17 @@ def _held(host: Host, target: Target, found: Look, ours: Owned | None) -> Plan:
         "record": _text(host, holds.FILE),
         "new": list(turn.new),
         "obsolete": list(turn.obsolete),
+        "files": {path: _text(host, path) for path in files},
     }
     steps: list[PlanStep] = []
     if not same:
         steps.append(_record(replace(owned, packages=(*turn.ours, *turn.obsolete))))
+    # Before the holds: once those are set a run that was cut off counts as done.
+    steps += [WriteFile(path, text) for path, text in files.items()]
     steps += [*set_holds(turn.new), *release_holds(turn.obsolete)]
     if turn.obsolete:
         steps.append(_record(owned))
-    return Plan((*steps, *files, summary), before)
+    return Plan((*steps, summary), before)
 
 
 def _turn(wanted: Sequence[str], now: Mapping[str, bool], mine: Sequence[str]) -> _Turn:
@@ -146,12 +153,12 @@ def _record(owned: Owned) -> WriteFile:
     return WriteFile(holds.FILE, holds.text(owned) + "\n", RECORD_MODE)
 
 
-def _drop_ins(host: Host, target: Target, found: Look) -> list[PlanStep]:
-    """The generated files that are not yet as they should be."""
+def _drop_ins(host: Host, target: Target, found: Look) -> dict[str, str]:
+    """The generated files and what they should say."""
     wanted = {drop_ins.UNATTENDED: drop_ins.unattended(found.chosen.keys, holding.native_architecture(found.installed))}
     if host.files.exists(drop_ins.NEEDRESTART_FOLDER):
         wanted[drop_ins.NEEDRESTART] = drop_ins.needrestart(each.unit for each in target.engines if each.unit)
-    return [WriteFile(path, text) for path, text in wanted.items() if _text(host, path) != text]
+    return wanted
 
 
 def _text(host: Host, path: str) -> str | None:
