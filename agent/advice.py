@@ -21,6 +21,12 @@ from agent.runbook import Runbook, Runbooks
 BUSY_STATES = ("activating", "deactivating", "reloading")
 
 
+def _unready(host: Host, use: str) -> str:
+    """Why this action can do nothing at all on this host, "" when it can."""
+    action = plugin.actions().get(use)
+    return action.unready(host) if action is not None and action.unready is not None else ""
+
+
 class Adviser:
     """Answers for every finding. It reads the ledger again only when the file has changed.
 
@@ -60,8 +66,8 @@ class Adviser:
         """The runbook for this finding, and whether it may run now."""
         engine = facts.engine_of(self.config, finding.subject)
         runbook = self.runbooks.runbook_for(finding.id, engine.kind if engine else None)
-        if runbook is None:
-            return self._for_a_person(finding)
+        if runbook is None or any(_unready(self._host, step.use) for step in runbook.steps):
+            return self._for_a_person(finding, curable=runbook is not None)
         decision = self._decide(runbook, finding, now)
         if decision.code == "change-open" and not self._is_expected(finding):
             decision = replace(decision, code="manual")
@@ -69,13 +75,16 @@ class Adviser:
             runbook.id, decision, left=self._left(decision), command=self._command(runbook, finding, decision)
         )
 
-    def _for_a_person(self, finding: Finding) -> Advice:
-        """What no runbook cures; what a planned change leads through is left to whoever is at it."""
+    def _for_a_person(self, finding: Finding, *, curable: bool = False) -> Advice:
+        """What no runbook cures, at least on this host; what a planned change leads through is left to whoever is at it.
+
+        curable: there is a runbook, and this host has not what it needs.
+        """
         change = facts.open_change(self._host) if self._is_expected(finding) else ""
         if change:
             why = f"a planned change is open: {change}"
             return Advice(None, Decision(False, why, "change-open"), left=why, command="holdfast change status")
-        why = "no runbook can cure this" if not self._is_manual(finding) else "a person must act"
+        why = "a person must act" if curable or self._is_manual(finding) else "no runbook can cure this"
         return Advice(None, Decision(False, why, "manual"), left=why, command=f"holdfast explain {finding.id}")
 
     def _is_expected(self, finding: Finding) -> bool:

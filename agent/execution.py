@@ -77,6 +77,7 @@ class _Progress:
 
     begun: list[Begun] = field(default_factory=list)
     changed: bool = False
+    done: int = 0
 
 
 # --- plans ---------------------------------------------------------------------------------------------------
@@ -145,6 +146,7 @@ def execute(work: Work) -> Result | Parked:
         known = facts.seen_by_templates(work.host, work.config, work.subject, work.inputs)
         for index, step in enumerate(work.runbook.steps):
             _step(work, progress, index, step, known)
+            progress.done = index + 1
         result = verified(work, work.runbook.verify)
     except RebootAwaited as error:
         return _parked(work, error.message)
@@ -156,6 +158,8 @@ def execute(work: Work) -> Result | Parked:
             result = replace(result, outcome=Outcome.FAILED)
     except StopAsked as error:
         result = Result(Outcome.STOPPED, error.message, code=error.code)
+        if work.runbook.verify is None and progress.done >= needed(work.runbook):
+            result = Result(Outcome.SUCCEEDED, f"{error.message}; all that must be done was done")
     except HoldfastError as error:
         result = _failed(work, error.message, error.code)
     except Exception as error:  # noqa: BLE001 - a bug in an action must still be undone and recorded
@@ -163,6 +167,11 @@ def execute(work: Work) -> Result | Parked:
     if result.outcome not in (Outcome.SUCCEEDED, Outcome.REFUSED):
         result = undone(unstoppable(work), result, progress.begun)
     return finish(work, result)
+
+
+def needed(runbook: Runbook) -> int:
+    """How many steps must be done: up to the last that is not best effort. A stop or a cut after it undoes nothing."""
+    return max((index + 1 for index, step in enumerate(runbook.steps) if not step.best_effort), default=0)
 
 
 def _parked(work: Work, summary: str) -> Parked:

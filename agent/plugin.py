@@ -292,11 +292,15 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Read the machine and keep the (redacted, JSON) answer in the transcript; never changes anything."""
+    """Read the machine and keep the (redacted, JSON) answer in the transcript; never changes anything.
+
+    sums_up: the answer is a line for people, and what the whole step says at its end.
+    """
 
     words: str
     read: Callable[[Host], Json]
     by_hand: tuple[str, ...] = ()
+    sums_up: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ def attempt_record(runbook: Runbook, subject: str, inputs: Mapping[str, Json]) -
         "subject": subject,
         "risk": runbook.risk.value,
         "inputs": dict(inputs),
-        "steps": len(runbook.steps),
+        "steps": execution.needed(runbook),
         "verify": None if verify is None else [verify.check, verify.within_s, list(verify.also)],
     }
 
@@ -135,7 +135,7 @@ def _finish(work: Work, data: Mapping[str, Json], found: Sequence[Event]) -> Res
         if seen is not None and execution.proves(seen) and not execution.unproven(work, verify):
             work.transcript.write("verified", check=verify.check, summary=seen.summary)
             return execution.finish(work, Result(Outcome.SUCCEEDED, f"cut off, and proven afterwards: {seen.summary}"))
-    if verify is None and whole and _last_step_worked(found):
+    if verify is None and whole and _worked(found, int(data.get("steps", 0)) - 1):
         return execution.finish(work, Result(Outcome.SUCCEEDED, "cut off after all its steps were done"))
     result = Result(Outcome.INTERRUPTED, f"cut off {started}", code="cut-off")
     resumes = (whole and verify is not None) or _spans_reboot(found)
@@ -155,20 +155,19 @@ def _finish(work: Work, data: Mapping[str, Json], found: Sequence[Event]) -> Res
 
 
 def _stand(found: Sequence[Event], steps: int) -> tuple[str, bool]:
-    """Where the run stood, in words, and whether all its steps were done."""
+    """Where the run stood, in words, and whether every step was done that must be (`steps` of them)."""
     started = [event for event in found if event.event == "step_started"]
     if not started:
         return "before its first step", False
     ended = {event.data.get("step") for event in found if event.event == "step_ended"}
-    last = started[-1]
+    last, whole = started[-1], steps - 1 in ended
     if last.data.get("step") not in ended:
-        return f"in step {last.data.get('name')!r}", False
-    whole = last.data.get("step") == steps - 1
+        return f"in step {last.data.get('name')!r}", whole
     return ("while it was verified" if whole else f"after step {last.data.get('name')!r}"), whole
 
 
-def _last_step_worked(found: Sequence[Event]) -> bool:
-    ended = [event for event in found if event.event == "step_ended"]
+def _worked(found: Sequence[Event], step: int) -> bool:
+    ended = [event for event in found if event.event == "step_ended" and event.data.get("step") == step]
     return bool(ended) and ended[-1].data.get("ok") is True
 
 

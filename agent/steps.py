@@ -92,7 +92,7 @@ class Performer:
                 self.touch()
                 changed = True
             said = self._one(step, left)
-            if isinstance(step, Noop):
+            if isinstance(step, Noop) or (isinstance(step, Read) and step.sums_up):
                 summary = said
             elif said:
                 kept.append(said)
@@ -114,7 +114,8 @@ class Performer:
             if isinstance(step, Wait):
                 return self._wait(step, left_s)
             if isinstance(step, Read):
-                return f"{step.words}: {json.dumps(step.read(self.host), sort_keys=True)}"
+                answer = step.read(self.host)
+                return str(answer) if step.sums_up else f"{step.words}: {json.dumps(answer, sort_keys=True)}"
             if isinstance(step, AwaitReboot):
                 if step.test(self.host):
                     raise RebootAwaited(step.reason)

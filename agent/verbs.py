@@ -261,7 +261,9 @@ def _plan(asked: Asked) -> None:
         hash=book.hash,
         plan=execution.plan_hash(book, subject, shown),
         steps=shown,
-        verify=None if book.verify is None else {"check": book.verify.check, "within_s": book.verify.within_s},
+        verify=None
+        if book.verify is None
+        else {"check": book.verify.check, "within_s": book.verify.within_s, "also": list(book.verify.also)},
         decision={
             "allow": decision.allow,
             "code": decision.code,

@@ -101,7 +101,8 @@ def _verdict(planned: Mapping[str, Json]) -> list[str]:
     lines = []
     verify, decision = planned.get("verify"), planned.get("decision")
     if isinstance(verify, dict):
-        lines.append(f"# proof: {verify.get('check')}, within {verify.get('within_s'):g} s")
+        checks = ", ".join([str(verify.get("check")), *map(str, verify.get("also") or ())])
+        lines.append(f"# proof: {checks}, within {verify.get('within_s'):g} s")
     if isinstance(decision, dict) and not decision.get("allow"):
         lines.append(f"# it would be refused now: {decision.get('reason')} [{decision.get('code')}]")
     return lines

@@ -140,7 +140,9 @@ def _as_json(book: Runbook) -> dict[str, Json]:
         },
         "inputs": {name: each.model_dump(mode="json") for name, each in book.inputs.items()},
         "steps": steps,
-        "verify": {"check": book.verify.check, "within_s": book.verify.within_s} if book.verify else None,
+        "verify": {"check": book.verify.check, "within_s": book.verify.within_s, "also": list(book.verify.also)}
+        if book.verify
+        else None,
         "on_failure": book.on_failure or "escalate",
         "hash": book.hash,
         "file": book.file,

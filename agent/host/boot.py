@@ -84,11 +84,17 @@ def _next_boot(host: Host) -> NextBoot:
     return _newest(host)
 
 
-def _grub(host: Host, folder: str) -> NextBoot:
-    """GRUB's choice. Raises FileTrouble."""
+def grub_text(host: Host, folder: str) -> str:
+    """GRUB's whole configuration in this folder. Raises FileTrouble."""
     text = host.files.read_text(f"{folder}/grub.cfg", _CONFIGURATION_LIMIT)
     if host.files.exists(f"{folder}/custom.cfg"):  # 41_custom reads it last, where it is there
         text += "\n" + host.files.read_text(f"{folder}/custom.cfg", _CONFIGURATION_LIMIT)
+    return text
+
+
+def _grub(host: Host, folder: str) -> NextBoot:
+    """GRUB's choice. Raises FileTrouble."""
+    text = grub_text(host, folder)
     variables: dict[str, str] = {}
     if host.files.exists(f"{folder}/grubenv"):
         variables = grub.environment(host.files.read_text(f"{folder}/grubenv"))

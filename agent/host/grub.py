@@ -110,6 +110,28 @@ def choose(found: Menu, variables: Mapping[str, str]) -> Choice:
         index = found_index
 
 
+def entry_of(found: Menu, release: str) -> str | None:
+    """What `saved_entry` must be so that this kernel's own entry boots; None where the menu has none. Pure.
+
+    Its own entry carries the release in its title or id, so that it stays this kernel's when another comes; a recovery
+    entry is none.
+    """
+
+    def within(entries: Sequence[Entry]) -> Iterator[tuple[Entry, ...]]:
+        for entry in entries:
+            if entry.entries is not None:
+                yield from ((entry, *path) for path in within(entry.entries))
+            elif kernel_release(entry.kernel) == release and not entry.conditional:
+                yield (entry,)
+
+    for path in within(found.entries):
+        last = path[-1]
+        single = re.search(r"(?:^|\s)(?:single|recovery)(?:\s|$)", last.parameters)
+        if release in f"{last.title} {last.id}" and not single and not any(each.conditional for each in path):
+            return ">".join((each.id or each.title).replace(">", ">>") for each in path)
+    return None
+
+
 def kernel_release(path: str) -> str | None:
     """The release in a kernel's file name: /boot/vmlinuz-6.8.0-31-generic is 6.8.0-31-generic; None without one."""
     matched = _KERNEL_NAME.search(path)

@@ -1,8 +1,9 @@
 """The NVIDIA driver that runs is not the one this box must run (`/etc/holdfast/driver.lock`).
 
 Usually a silent change: an unattended upgrade, applied by a reboot. Engines that run are left alone, and the repair of
-a dead one is not blocked by it. What to do: if the change was meant, `sudo holdfast lock write`; if not, install the
-locked version again and reboot at a quiet hour.
+a dead one is not blocked by it. What to do: if the change was meant, `sudo holdfast lock write`; if not, put the
+locked version back from what was saved (`sudo holdfast run restore-driver --dry-run` shows how) and reboot at a quiet
+hour.
 """
 
 from __future__ import annotations
@@ -36,6 +37,5 @@ RULE = Rule(
     reads=("driver.lock",),
     confirm=EVENT,
     diagnose=diagnose,
-    manual=True,
     expected_in_change=True,
 )

@@ -1,7 +1,8 @@
 """The loaded NVIDIA kernel module and the libraries on disk have different versions.
 
 The state after an upgrade without a reboot. Engines that run keep their GPU and must not be restarted: a new process
-would fail (NVML 18, CUDA 803). What to do: reboot at a quiet hour, or put the libraries of the loaded version back.
+would fail (NVML 18, CUDA 803). What to do: if the change was meant, reboot at a quiet hour; if not,
+put the locked version back from what was saved (`sudo holdfast run restore-driver --dry-run` shows how).
 """
 
 from __future__ import annotations
@@ -39,6 +40,5 @@ RULE = Rule(
     reads=("driver.lock",),
     confirm=EVENT,
     diagnose=diagnose,
-    manual=True,
     expected_in_change=True,
 )

@@ -2,7 +2,8 @@
 
 Left behind by a partial hold, an interrupted upgrade, or a .run installer over packages. Engines may still run; the
 next change of packages is a gamble. What to do: `sudo dpkg --configure -a`, then bring all of them to the locked
-version (`holdfast check driver.packages` names them).
+version (`holdfast check driver.packages` names them), from what was saved: `sudo holdfast run restore-driver --dry-run`
+shows how.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ RULE = Rule(
     reads=("driver.packages",),
     confirm=Confirm(samples=2, apart_s=30.0, clear_s=60.0),
     diagnose=diagnose,
-    manual=True,
     expected_in_change=True,
 )
 """Twice, because apt runs dpkg several times in one upgrade and is between two of them for a moment."""

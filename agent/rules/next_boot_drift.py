@@ -3,8 +3,8 @@
 Left behind by an upgrade, a rebuilt DKMS module, a module package that was issued again for the same kernel, or a
 stale copy in the initial ramdisk. What runs now is not touched by it. CRITICAL where module and libraries would
 disagree, because then no engine starts after the reboot. What to do: if the change was meant, reboot at a quiet hour
-and `sudo holdfast lock write`; if not, bring the locked version back before any reboot (for a stale copy:
-`sudo update-initramfs -u -k KERNEL`).
+and `sudo holdfast lock write`; if not, bring the locked version back before any reboot, from what was saved
+(`sudo holdfast run restore-driver --dry-run` shows how), or for a stale copy: `sudo update-initramfs -u -k KERNEL`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ RULE = Rule(
     reads=("driver.next_boot",),
     confirm=EVENT,
     diagnose=diagnose,
-    manual=True,
     expected_in_change=True,
 )
 """The check does not judge half-finished installations, so what it says is believed at once."""

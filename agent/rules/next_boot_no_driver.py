@@ -3,7 +3,8 @@
 The kernel trap: a new kernel came, the driver's packages were held or the module was not linked or built for it. What
 runs now is not touched by it. What to do: before any reboot, install the module for that kernel
 (linux-modules-nvidia-BRANCH-KERNEL where modules come ready, its headers and `dkms autoinstall -k KERNEL` where they
-are built), or let GRUB boot the last good kernel (`grub-set-default`).
+are built), or let GRUB boot the last good kernel (`grub-set-default`), as `sudo holdfast run restore-driver` does
+where the driver was saved.
 """
 
 from __future__ import annotations
@@ -37,5 +38,4 @@ RULE = Rule(
     reads=("driver.next_boot",),
     confirm=EVENT,
     diagnose=diagnose,
-    manual=True,
 )

@@ -108,7 +108,7 @@ def test_write_locks_the_loaded_version_and_says_who_and_when() -> None:
     host = FakeHost.build({**LOADED, **LIBRARY})
     said = wrote(host, environ={"SUDO_USER": "alice"})
     assert said.code == 0, said.err
-    assert said.out.splitlines()[0] == f"{LOCK} now says 580.178.04"
+    assert f"{LOCK} now says 580.178.04" in said.out.splitlines(), said.out
     text = host.files.read_text(LOCK)
     assert text.splitlines()[-1] == "580.178.04"
     assert "locked 2027-01-15T08:00:00.000Z by alice" in text

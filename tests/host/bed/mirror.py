@@ -164,7 +164,7 @@ def offered(pocket: str) -> list[Pin]:
 def make(pins: Sequence[Pin], wanted: Path) -> Mirror:
     """Make a mirror in a folder of the cache. Raises as ubuntu_mirror does."""
     notes = []
-    debs = {pin: _fetch(pin) for pin in pins}
+    debs = {pin: fetch(pin) for pin in pins}
     for pocket in POCKETS:
         gone = [pin for pin, deb in debs.items() if deb is None and pin.pocket == pocket]
         if gone:
@@ -172,7 +172,7 @@ def make(pins: Sequence[Pin], wanted: Path) -> Mirror:
             notes.append(f"Ubuntu's archive has dropped {', '.join(map(str, gone))}: {pocket} is what it offers now, "
                          f"{', '.join(map(str, current))}")  # fmt: skip
             debs = {pin: deb for pin, deb in debs.items() if pin.pocket != pocket}
-            debs |= {pin: _fetch(pin) for pin in current}
+            debs |= {pin: fetch(pin) for pin in current}
     with tempfile.TemporaryDirectory(dir=wanted.parent, prefix=".building-") as name:
         tree = Path(name) / "mirror"
         for pocket in POCKETS:
@@ -236,7 +236,7 @@ def _index(pocket: str) -> str:
     return f"dists/{pocket}/main/binary-amd64/Packages"
 
 
-def _fetch(pin: Pin) -> Path | None:
+def fetch(pin: Pin) -> Path | None:
     """The package's file, kept in the cache; None when the archive has dropped it."""
     kept = cache_root() / "mirror" / "debs" / f"{pin.sha256}.deb"
     if kept.exists():
