@@ -98,6 +98,10 @@ class Saturday:
         done = self.host.run("holdfast", "check", name, check=False)
         return done.returncode, done.stdout.strip()
 
+    def status(self) -> str:
+        """What `holdfast status` says, as one line."""
+        return " ".join(self.host.run("holdfast", "status", check=False).stdout.split())
+
     def hold_by_hand(self) -> None:
         """What everybody advises: hold all that is called nvidia."""
         self.host.sh("dpkg-query -W -f '${db:Status-Status} ${Package}\\n' '*nvidia*' | sed -n 's/^installed //p' | "
