@@ -75,6 +75,9 @@ ABUSE = frozenset({"operators-only", "permission", "request-invalid", "request-t
 UNREACHABLE_TRIES = 5
 FOLLOW_AGAIN_S = 2.0
 """A runner that cannot be asked is asked again this often and after this time; a run is followed until it ends."""
+KERNEL_S = 1.0
+"""The kernel's log is looked at as soon as it says something, at most this often: its buffer holds some thousand
+records, which a flood can overwrite, and a flood must not make us busy."""
 MAIN_S = 5.0
 """How long another thread waits for an answer of the main thread."""
 
@@ -141,6 +144,7 @@ class Daemon:
         signal.signal(signal.SIGINT, lambda *_: self._stop())
         signal.signal(signal.SIGHUP, lambda *_: self._reload.set())
         threading.Thread(target=self._watch_processes, name="events", daemon=True).start()
+        threading.Thread(target=self._watch_kernel, name="kernel", daemon=True).start()
         self._lookout.start(self._reconciler.results)
         self._lookout.watch(self._config)
         server = control.ControlServer(self._paths.control, self._paths.group, self._controlled)
@@ -303,6 +307,12 @@ class Daemon:
         while not self._stopping.is_set():
             for subject in self._events.wait(60.0):
                 self._news.put(lambda subject=subject: self._ended(subject))  # type: ignore[misc]
+
+    def _watch_kernel(self) -> None:
+        """The kernel said something: make the check that reads it due. Waiting costs nothing."""
+        while not self._stopping.wait(KERNEL_S):
+            if self._host.kmsg.wait(60.0):
+                self._lookout.look("gpu.xid", "host")
 
     def _ended(self, subject: str) -> None:
         """A process that served has ended: look at once, and again when systemd has had its say."""

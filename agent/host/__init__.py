@@ -251,6 +251,13 @@ class Kmsg(Protocol):
         """Begin again with the oldest record that is still there."""
         ...
 
+    def wait(self, timeout_s: float) -> bool:
+        """Whether there is something new to read, at the latest after `timeout_s`; from another thread than `read`.
+
+        Nothing comes before the first `read`.
+        """
+        ...
+
 
 class NoKmsg:
     """A host without a kernel log."""
@@ -263,6 +270,10 @@ class NoKmsg:
 
     def rewind(self) -> None:
         """See `Kmsg`."""
+
+    def wait(self, timeout_s: float) -> bool:  # noqa: ARG002 - the primitive's interface
+        """See `Kmsg`."""
+        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import stat as modes
+import time
 
 from agent.errors import DaemonUnreachable, FileTrouble, HoldfastError
 from agent.host import Ipc
@@ -23,12 +25,14 @@ ANSWER_S = 10.0
 """The inspector is a fresh process."""
 MOST_BYTES = 16 << 20
 """Of one look; the kernel's buffer is rarely larger than a mebibyte."""
+UNOPENED_S = 2.0
+"""How often to see whether there is something to wait for yet."""
 _RECORD = 16 << 10  # the device gives one record per read, of less than 9 KiB, or fails
 _NUMBER = os.makedev(1, 11)
 
 
 class RealKmsg:
-    """The `Kmsg` primitive. It keeps its place in the log; not shared between threads."""
+    """The `Kmsg` primitive. It keeps its place in the log. One thread reads; another may `wait`."""
 
     def __init__(self, ipc: Ipc, device: str = DEVICE, inspector: str = INSPECTOR) -> None:
         self._ipc, self._device, self._inspector = ipc, device, inspector
@@ -60,6 +64,16 @@ class RealKmsg:
             os.lseek(self._descriptor, 0, os.SEEK_SET)
         except OSError:  # never opened, or a pipe
             self.close()
+
+    def wait(self, timeout_s: float) -> bool:
+        """See `Kmsg`."""
+        descriptor = self._descriptor
+        if descriptor < 0:
+            time.sleep(min(timeout_s, UNOPENED_S))
+            return False
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return any(event & select.POLLIN for _, event in poll.poll(timeout_s * 1000))
 
     def close(self) -> None:
         """Forget the open device; the next look opens it again."""

@@ -68,6 +68,21 @@ def test_a_read_goes_on_where_the_last_one_ended_and_rewind_begins_again(log: Pa
     reader.close()
 
 
+def test_waiting_ends_when_there_is_something_to_read_and_not_before(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    writer = os.open(path, os.O_RDWR)
+    reader = kmsg.RealKmsg(Socket(), str(path))
+    assert reader.read() == b""
+    assert not reader.wait(0.01)
+    os.write(writer, b"6,1,1000,-;first\n")
+    assert reader.wait(10.0)
+    assert reader.read() == b"6,1,1000,-;first\n"
+    assert not reader.wait(0.01)
+    reader.close()
+    os.close(writer)
+
+
 def test_what_is_not_the_kernels_log_is_not_opened(tmp_path: Path) -> None:
     for path, kind in (("/dev/null", "missing"), (str(tmp_path / "absent"), "missing")):
         with pytest.raises(FileTrouble) as caught:

@@ -237,6 +237,9 @@ class FakeKmsg:
         self._given += found
         return found
 
+    def wait(self, timeout_s: float) -> bool:
+        return bool(self.reads)
+
     def rewind(self) -> None:
         self.rewound += 1
         self.reads.insert(0, self._given if self.still is None else self.still)
