@@ -30,9 +30,9 @@ def diagnose(results: Results, now: Moment) -> Iterable[Finding]:
             status=Status.WARNING,
             summary=(
                 f"{first['name']}{more} held at {first['installed']}: a security update to {first['version']} has"
-                f" waited for {days:.0f} days. When it suits: {_way(stale)}"
+                f" waited for {days:.0f} days"
             ),
-            evidence=(Observation("evidence", updates.summary),),
+            evidence=(Observation("evidence", f"when it suits: {_way(stale)}"),),
             results=((updates.check, updates.subject),),
         )
 

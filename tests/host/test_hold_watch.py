@@ -254,7 +254,7 @@ def as_security(machine: BootedHost) -> None:
     machine.sh(
         f"cd {REPOSITORY}; apt-ftparchive -o APT::FTPArchive::Release::Origin=Debian "
         "-o APT::FTPArchive::Release::Label=Debian-Security -o APT::FTPArchive::Release::Suite=stable-security "
-        "release . >/tmp/Release; mv /tmp/Release Release; apt-get -q update"
+        "release . >/tmp/Release; mv /tmp/Release Release; apt-get -q --allow-releaseinfo-change update"
     )
 
 

@@ -91,3 +91,10 @@ def test_one_page_tells_of_a_broken_next_boot_and_the_reboot_into_it() -> None:
     (found,) = diagnose(plugin.rules(), results_of(rows), NOW)
     assert found.id == "reboot-will-break"
     assert found.folded[0].startswith("next-boot-no-driver: ")
+
+
+def test_what_a_hold_keeps_out_is_told_with_the_way_to_let_it_in() -> None:
+    for case, way in (("fires", "--to VERSION"), ("fires-for-a-kernel", "--kernel RELEASE")):
+        rows = yaml.safe_load((DATA / "hold-stale" / case / "results.yaml").read_text(encoding="utf-8"))
+        (found,) = diagnose(plugin.rules(), results_of(rows), NOW)
+        assert found.evidence[0].value == f"when it suits: sudo holdfast change begin {way} --reason …"
