@@ -275,10 +275,15 @@ def _merged(rows: Sequence[Queued], told: Told, work: _Work) -> list[tuple[Queue
                 continue
         elif action == "resolve":
             if opened_at is not None:
-                first, ids = out[opened_at]
-                rest = [number for each, more in out[opened_at + 1 :] for number in (each.id, *more)]
+                (first, ids), *between = out[opened_at:]
+                events = [each for each in between if each[0].alert.action == "event"]
+                rest = [n for each, more in between if each.alert.action != "event" for n in (each.id, *more)]
+                ending = over_before_told(first.alert, row.alert)
                 del out[opened_at:]
-                out.append((replace(first, alert=over_before_told(first.alert, row.alert)), (*ids, *rest, row.id)))
+                if events:  # they are told before the end, in their own words
+                    out += [*events, (replace(row, alert=ending), (first.id, *ids, *rest))]
+                else:
+                    out.append((replace(first, alert=ending), (*ids, *rest, row.id)))
                 opened_at = None
                 known = Told.CLOSED
                 continue

@@ -117,6 +117,13 @@ def test_a_trigger_never_told_and_its_resolve_become_one_event_with_the_original
     )  # fmt: skip
 
 
+def test_an_event_between_a_trigger_and_its_resolve_is_told_in_its_own_words(pager: Pager) -> None:
+    pager.queue(alert(1), alert(2, "event"), alert(3, "acknowledge"), alert(4, "resolve"))
+    pager.drain()
+    assert [(each.alert.action, each.alert.id) for each in pager.log] == [("event", "a2"), ("event", "a4:event")]
+    assert dict(pager.log[-1].alert.details)["over"] == "1970-01-01T00:16:44Z"
+
+
 def test_a_trigger_that_may_have_been_taken_is_repeated_and_resolved_never_replaced(pager: Pager) -> None:
     pager.queue(alert(1))
     pager.round(silent)
