@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from agent.apt_guard import judge
@@ -127,7 +127,7 @@ def _kernels(
         following=after,
         arriving=tuple(sorted(arriving)),
         leaving=tuple(sorted(leaving)),
-        headers=frozenset(_headers(host, actions, after)),
+        headers=frozenset(_headers(host, actions, arriving)),
         modules=_modules(known, moves),
         loads={release: kernel_modules.kernel_driver(host, release) for release in wanted},
         dkms=_dkms(host, known),
@@ -143,18 +143,16 @@ def _on_disk(host: Host) -> tuple[str, ...]:
     return tuple(release for release in releases if not release.endswith((".old", ".dpkg-bak", ".dpkg-new")))
 
 
-def _headers(host: Host, actions: Sequence[Action], release: str) -> Iterator[str]:
-    """The releases that have headers afterwards: those that come, and the given one if they are there."""
+def _headers(host: Host, actions: Sequence[Action], releases: Iterable[str]) -> Iterator[str]:
+    """Those of these kernels that have their headers afterwards."""
     named = {matched[1]: action for action in actions if (matched := _HEADERS.fullmatch(action.name))}
-    yield from (each for each, action in named.items() if action.file)
-    try:
-        if release and host.files.exists(f"/lib/modules/{release}/build/include"):
-            if release not in named or named[release].file:
+    for release in releases:
+        try:
+            places = (f"/lib/modules/{release}/build/include", f"/usr/src/linux-headers-{release}/include")
+            if named[release].file if release in named else any(map(host.files.exists, places)):
                 yield release
-        elif release and host.files.exists(f"/usr/src/linux-headers-{release}/include") and release not in named:
-            yield release
-    except FileTrouble:
-        yield release  # not readable is not missing
+        except FileTrouble:
+            yield release  # not readable is not missing
 
 
 def _modules(

@@ -47,8 +47,8 @@ class Kernels:
     """The kernels before and after.
 
     running, next: releases, "" when unknown. pinned: the next boot is one certain entry, whatever comes; then `how`
-    says which. following: what boots next afterwards. arriving, leaving: releases of images. headers: the releases that
-    have their headers afterwards. modules: by kernel or flavour, branch and driver of the prebuilt packages, "" for the
+    says which. following: what boots next afterwards. arriving, leaving: releases of images. headers: those that arrive
+    and have their headers then. modules: by kernel or flavour, branch and driver of the prebuilt packages, "" for the
     driver of one that goes or does not say. loads: what a kernel on the disk would load now. dkms: modules are built on
     this host.
     """
@@ -184,12 +184,11 @@ def _of_kernels(
             notes.append(found.words)  # within a change of the driver the kernel that runs now may be left behind
         else:
             reasons.append(found)
-    if kernels.pinned and not kernels.dkms:
-        notes += [
-            f"kernel {release} comes without an NVIDIA module; the next boot stays {kernels.following} ({kernels.how})"
-            for release in kernels.arriving
-            if release != kernels.following and not any(each in permitted for each in _comes(release, moves))
-        ]
+    for release in kernels.arriving if kernels.pinned else ():
+        built = kernels.dkms and release in kernels.headers
+        if release != kernels.following and not built and not permitted.intersection(_comes(release, moves)):
+            stays = f"the next boot stays {kernels.following} ({kernels.how})"
+            notes.append(f"kernel {release} comes without an NVIDIA module; {stays}")
     return reasons, notes
 
 

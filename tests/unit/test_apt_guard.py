@@ -270,10 +270,13 @@ def test_a_module_package_that_does_not_say_its_driver_passes_with_a_note() -> N
 
 
 def test_an_older_kernel_and_the_same_one_again_do_not_become_the_next() -> None:
-    assert answer(kernel("6.8.0-30-generic")).passes
-    assert answer(installs(f"linux-image-{RUNNING}", "6.8.0-31.32", "6.8.0-31.31")).passes
-    assert answer(installs(f"linux-image-{NEXT}-dbgsym", "6.8.0-149.149")).passes
-    assert answer(installs("linux-image-generic", "6.8.0-149.149", "6.8.0-31.31")).passes
+    for action in (
+        kernel("6.8.0-30-generic"),
+        installs(f"linux-image-{RUNNING}", "6.8.0-31.32", "6.8.0-31.31"),
+        installs(f"linux-image-{NEXT}-dbgsym", "6.8.0-149.149"),
+        installs("linux-image-generic", "6.8.0-149.149", "6.8.0-31.31"),
+    ):
+        assert answer(action) == apt_guard.Answer(passes=True)
 
 
 def test_the_removal_of_the_running_kernels_modules_is_refused_and_of_an_old_kernels_not() -> None:
@@ -298,6 +301,24 @@ def test_the_removal_of_the_newest_kernel_counts_by_what_then_boots() -> None:
     found = answer(gone, kernels={**bare, **newest}, running=NEXT)
     assert not found.passes
     assert f"kernel {RUNNING}, which would boot next, would have no NVIDIA module" in found.lines[1]
+
+
+def test_the_modules_of_a_kernel_that_runs_and_does_not_boot_next_are_not_removed_either() -> None:
+    both = {RUNNING: "kernel/nvidia-550srv/nvidia.ko", NEXT: "kernel/nvidia-550srv/nvidia.ko"}
+    found = answer(removes(f"{PREBUILT}-{RUNNING}", "6.8.0-31.31"), kernels=both)
+    assert not found.passes
+    assert f"kernel {RUNNING}, which runs now, would have no NVIDIA module" in found.lines[1]
+
+
+def test_a_next_boot_that_was_without_a_module_before_is_not_held_against_anyone() -> None:
+    trapped = {RUNNING: "kernel/nvidia-550srv/nvidia.ko", NEXT: "", "6.8.0-30-generic": ""}
+    assert answer(removes("linux-image-6.8.0-30-generic", "6.8.0-30.30"), kernels=trapped).passes
+
+
+def test_a_module_on_the_disk_counts_whatever_package_it_came_from() -> None:
+    both = {RUNNING: "kernel/nvidia-550srv/nvidia.ko", NEXT: "kernel/nvidia-550srv/nvidia.ko"}
+    gone = removes(f"linux-image-{NEXT}", "6.8.0-149.149")
+    assert answer(gone, kernels=both, running=NEXT, stack=()).passes
 
 
 def pinned_to(release: str) -> dict[str, str]:
@@ -337,6 +358,7 @@ def test_a_module_that_no_package_brought_is_missed_too_and_a_planned_kernel_let
     found = answer(kernel(NEXT), stack=(), kernels=by_hand, change=planned(LOCKED, NEXT))
     assert found.passes
     assert "has no NVIDIA module yet" in found.lines[0]
+    assert not answer(kernel(NEXT), stack=(), kernels=by_hand, change=planned(LOCKED, "6.8.0-200-generic")).passes
 
 
 def dkms(*actions: tuple[str, dict[str, str]], **about: Any) -> apt_guard.Answer:
@@ -358,6 +380,19 @@ def test_where_dkms_builds_only_missing_headers_are_refused() -> None:
     ):
         assert built.passes
         assert f"DKMS will build the driver for kernel {DEBIAN}" in built.lines[0]
+    assert not dkms(image, installs("linux-headers-6.1.0-41-amd64", "6.1.155-1", source="linux")).passes
+    for place in (f"/lib/modules/{DEBIAN}/build/include", f"/usr/src/linux-headers-{DEBIAN}/include/x"):
+        assert not dkms(image, removes(f"linux-headers-{DEBIAN}", "6.1.153-1"), files={place: ""}).passes
+
+
+def test_where_dkms_builds_and_the_next_boot_is_pinned_missing_headers_are_told() -> None:
+    about: dict[str, Any] = {"stack": (), "kernels": {RUNNING: "updates/dkms/nvidia.ko"}}
+    tree = {"/var/lib/dkms/nvidia/550.54.15/source": "", **pinned_to(RUNNING)}
+    found = answer(kernel("6.8.0-200-generic"), files=tree, **about)
+    assert found.passes
+    assert "comes without an NVIDIA module; the next boot stays" in found.lines[0]
+    tree["/usr/src/linux-headers-6.8.0-200-generic/include/x"] = ""
+    assert answer(kernel("6.8.0-200-generic"), files=tree, **about) == apt_guard.Answer(passes=True)
 
 
 def test_dkms_is_known_by_its_own_folder_as_well() -> None:
@@ -389,7 +424,11 @@ def test_an_open_change_lets_the_old_driver_go_once_the_new_one_is_there() -> No
     assert not found.passes
     assert "the planned change that is open is another one" in found.lines[2]
     new = ("libnvidia-compute-580-server", "nvidia-graphics-drivers-580-server", f"{NEWER}-0ubuntu1", "")
-    assert answer(gone, change=planned(), stack=(*STACK, new)).passes
+    both = (*STACK, new)
+    assert answer(gone, change=planned(), stack=both).passes
+    back = removes(new[0], new[2])
+    assert not answer(back, change=planned(), stack=(*both, ("nvidia-utils-580-server", new[1], new[2], ""))).passes
+    assert "(and 1 more)" in answer(gone, back, change=planned(), stack=both).lines[1]
 
 
 def test_an_open_change_does_not_let_a_kernel_without_a_module_through() -> None:
