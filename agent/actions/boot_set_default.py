@@ -51,7 +51,8 @@ def plan(host: Host, target: Target, params: Any) -> Plan:
         return Plan((Refuse(saved, "no-saved-driver"),))
     release = saved.manifest.kernel
     now = boot.next_boot(host)
-    if now.release == release and (now.pinned or now.by == "newest"):
+    stays = (now.pinned and not now.how.startswith("one-shot")) or now.by == "newest"
+    if now.release == release and stays:
         return Plan((Noop(f"kernel {release} boots next already ({now.how})"),))
     if not host.files.exists(f"/boot/vmlinuz-{release}"):
         back = Condition(f"kernel {release} is in /boot", lambda host: host.files.exists(f"/boot/vmlinuz-{release}"))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from agent.cli import lock
 from agent.cli._memory import LedgerView
+from agent.cli._result import rfc3339
 from agent.cli.status import Remembered, lives
 from agent.errors import FileTrouble, HoldfastError, HostError
 from agent.model import Moment, Status
@@ -181,6 +182,34 @@ def _driver(facts: Facts) -> Iterator[Ailment]:
         yield Ailment("driver", status, words, "holdfast lock show; holdfast explain driver.lock")
 
 
+def _way_back(facts: Facts) -> Iterator[Ailment]:
+    """Whether the locked driver could be put back today; nothing where none is locked."""
+    from agent.host import driver, saved_driver, saving
+
+    if driver.read_lock(facts.host).version is None:
+        return
+    save, verify = "sudo holdfast run save-driver", "every checksum: sudo holdfast run restore-driver --dry-run"
+    saved_driver.sets(facts.host)  # raises where it may not be looked at, which is no answer
+    saved = saving.locked_set(facts.host)
+    if isinstance(saved, str):
+        yield Ailment("way-back", Status.WARNING, f"the way back would not work: {saved}", save)
+        return
+    wrong = saved_driver.changed(facts.host, saved)
+    tried, free = saved.manifest.tried, facts.host.files.space(saved_driver.FOLDER).bytes_free
+    if wrong:
+        yield Ailment("way-back", Status.WARNING, f"the way back would not work: {'; '.join(wrong[:3])}", save)
+    elif free < saved.manifest.size:
+        words = f"the way back has no room: it unpacks {saved.manifest.size >> 20} MiB, {free >> 20} MiB are free"
+        yield Ailment("way-back", Status.WARNING, words, "make room on the disk")
+    elif tried is not None and not tried.proven and not tried.words.startswith("not tried"):
+        yield Ailment("way-back", Status.WARNING, f"the way back did not work when it was tried: {tried.words}", save)
+    else:
+        when = f"tried {rfc3339(tried.at)}" if tried is not None and tried.proven else "never proven by a trial"
+        what = f"driver {saved.manifest.driver} for kernel {saved.manifest.kernel}"
+        words = f"the way back is there: {what}, {saved.manifest.size >> 20} MiB, {when}, {free >> 20} MiB free"
+        yield Ailment("way-back", Status.OK, words, verify)
+
+
 def _engines(facts: Facts) -> Iterator[Ailment]:
     """Whether systemd would help or hinder each engine."""
     from agent.host import systemd
@@ -291,6 +320,7 @@ AREAS: tuple[tuple[str, Callable[[Facts], Iterator[Ailment]]], ...] = (
     ("configuration", _configuration),
     ("pager", _pager),
     ("driver", _driver),
+    ("way-back", _way_back),
     ("engines", _engines),
     ("unwatched", _unwatched),
     ("files", _files),

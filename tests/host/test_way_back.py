@@ -1,0 +1,180 @@
+"""The way back on real hosts: Ubuntu's real driver 550 is saved, tried, lost to a real upgrade, and put back offline.
+
+The archive, its loss, the packages, linking, GRUB's menu and the engine are real; what is loaded, and which kernel
+runs, is shown. The tests print what saving, trying and putting back took (pytest -s).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from bed import Bed
+from bed.kernels import DRIVER, KERNEL
+from spine import Page
+from way_back import SET, SETS, Box, box
+
+
+@pytest.fixture
+def ubuntu(bed: Bed) -> Iterator[Box]:
+    with box(bed) as scene:
+        yield scene
+
+
+def saved(ubuntu: Box) -> None:
+    """Lock the driver; with it everything is saved and tried."""
+    status, said, took = ubuntu.holdfast("lock", "write")
+    assert status == 0, said
+    assert f"now says {DRIVER}" in said
+    manifest = ubuntu.manifest
+    assert manifest["missing"] == []
+    assert manifest["tried"]["proven"], manifest["tried"]
+    size = sum(each["size"] for each in (*manifest["packages"], *manifest["modules"]))
+    print(
+        f"locked, saved and tried in {took:.0f} s: {len(manifest['packages'])} packages, {len(manifest['modules'])} "
+        f"modules, {size >> 20} MiB; the trial took {manifest['tried']['took_s']:.0f} s"
+    )
+
+
+def restored(ubuntu: Box) -> tuple[int, str]:
+    """Ask for the repair as root, and follow it."""
+    status, said, took = ubuntu.holdfast("run", "restore-driver")
+    print(f"put back in {took:.0f} s")
+    return status, said
+
+
+def test_what_was_saved_is_put_back_without_a_network_and_proven_after_the_reboot(ubuntu: Box) -> None:
+    saved(ubuntu)
+    manifest = ubuntu.manifest
+    roles = {each["name"]: each["role"] for each in manifest["packages"]}
+    assert roles[f"linux-objects-nvidia-550-server-{KERNEL}"] == roles["libnvidia-compute-550-server"] == "driver"
+    assert (roles[f"linux-image-{KERNEL}"], roles["binutils"]) == ("kernel", "link")
+    assert {each["origin"] for each in manifest["packages"]} <= {"archive", "cache"}
+    assert {each["file"] for each in manifest["modules"]} >= {"modules/kernel/nvidia-550srv/nvidia.ko"}
+    assert "linked or built again" in manifest["tried"]["words"]
+    modes = ubuntu.host.sh(f"stat -c '%a %U:%G' {SETS} {SET} {SET}/debs").splitlines()
+    assert set(modes) == {"750 root:holdfast"}
+    # The trial has touched nothing, and left nothing.
+    assert ubuntu.host.run("ls", "-A", SETS).stdout.split() == [SET.rpartition("/")[2]]
+    assert (ubuntu.night.library(), ubuntu.night.module(KERNEL)) == (DRIVER, DRIVER)
+    doctor = ubuntu.host.run("holdfast", "doctor", check=False).stdout
+    assert "the way back is there" in doctor, doctor
+
+    # What is there with the right checksum is not fetched again.
+    written = ubuntu.host.sh(f"stat -c '%n %y' {SET}/debs/*")
+    dry = ubuntu.holdfast("run", "save-driver", "--dry-run")[1]
+    assert ("apt-get download" in dry, f"{SET}/manifest.json" in dry) == (False, True), dry
+    status, said, took = ubuntu.holdfast("run", "save-driver")
+    assert status == 0, said
+    print(f"saved and tried again in {took:.0f} s")
+    assert ubuntu.host.sh(f"stat -c '%n %y' {SET}/debs/*") == written
+
+    # The night, the reboot into it, and an archive that has nothing of the old driver any more.
+    ubuntu.drift()
+    ubuntu.boots_into(ubuntu.night.offered.driver, ubuntu.night.offered.kernel)
+    status, said = restored(ubuntu)
+    assert (status, "WAITS" in said, "systemctl reboot" in said) == (1, True, True), said
+    ubuntu.is_back()
+    ubuntu.host.sh("systemctl start holdfast-recover; systemctl is-system-running || true")
+    assert [record["kind"] for record in ubuntu.scene.ledger()][-1] == "parked"
+
+    ubuntu.boots_into(DRIVER, KERNEL)
+    done = ubuntu.host.wait_for(lambda: ubuntu.scene.ledger("outcome")[-1:], 60, "the outcome")
+    run = ubuntu.scene.ledger("parked")[-1]["run"]
+    ubuntu.host.wait_for(lambda: ubuntu.scene.ledger("outcome")[-1]["run"] == run, 300, "the proof")
+    (done,) = ubuntu.scene.ledger("outcome")[-1:]
+    assert done["data"]["outcome"] == "succeeded", done
+    ubuntu.is_back()
+    assert "next: linux" not in ubuntu.host.read("/boot/grub/grub.cfg")
+
+
+def asked_for(scene: Box, finding: str) -> Page:
+    return scene.scene.page(
+        lambda page: page.action == "trigger" and page.finding == finding and "approve" in page.message,
+        120,
+        f"a page about {finding} that asks for approval",
+    )
+
+
+def test_a_person_approves_it_from_the_page_and_nothing_is_offered_that_cannot_work(ubuntu: Box) -> None:
+    saved(ubuntu)
+    ubuntu.drift()
+    page = asked_for(ubuntu, "next-boot-drift")
+    assert page.severity in ("warning", "critical")
+    (incident,) = [each for each in ubuntu.scene.incidents() if each["finding"] == "next-boot-drift"]
+    assert incident["command"] == f"sudo holdfast incident approve {incident['id']}", incident
+    assert ubuntu.scene.starts() == len(ubuntu.scene.ledger("outcome")) == 1  # the lock's; nothing was run by itself
+    status, said, took = ubuntu.holdfast("incident", "approve", incident["id"])
+    print(f"approved and put back in {took:.0f} s")
+    assert status == 0, said
+    # The driver that is loaded was the right one all the time: no reboot is needed, and tokens prove it.
+    assert "SUCCEEDED" in said, said
+    ubuntu.is_back()
+    for finding in ("next-boot-drift", "driver-mismatch"):
+        ubuntu.scene.resolved(finding, 120)
+
+    # Without what it needs the repair is not offered: a person must act, as ever.
+    ubuntu.host.sh(f"mv {SET} /root/set")
+    since = len(ubuntu.scene.pages())
+    ubuntu.host.sh(f"rm /lib/modules/{KERNEL}/kernel/nvidia-550srv/nvidia.ko; depmod {KERNEL}")
+    told = ubuntu.scene.page(
+        lambda page: page.action == "trigger" and page.finding == "next-boot-no-driver", 120, "a page", since
+    )
+    assert ("approve" in told.message, "restore-driver" in told.message) == (False, False), told.message
+    doctor = ubuntu.host.run("holdfast", "doctor", check=False).stdout
+    assert "the way back would not work" in doctor, doctor
+    refused = ubuntu.holdfast("run", "restore-driver")
+    assert (refused[0], "never saved here" in refused[1]) == (1, True), refused
+
+
+def test_damaged_files_are_refused_and_a_cut_in_the_middle_is_run_again(ubuntu: Box) -> None:
+    saved(ubuntu)
+    ubuntu.drift()
+    before = ubuntu.installed()
+    deb = ubuntu.host.sh(f"ls {SET}/debs/libnvidia-compute-550-server_*").strip()
+    ubuntu.host.sh(
+        f"cp -a {deb} /root/good; printf x | dd of={deb} bs=1 seek=1000 conv=notrunc; touch -r /root/good {deb}"
+    )
+    status, said = restored(ubuntu)
+    assert (status, "not what was saved (checksum)" in said, "nothing was touched" in said) == (1, True, True), said
+    assert ubuntu.installed() == before
+    assert KERNEL not in ubuntu.night.boots_next()
+    ubuntu.host.sh(f"cp -a /root/good {deb}")
+
+    # Killed while dpkg is at work, with dpkg: systemd clears what the runner leaves.
+    asked = ubuntu.host.popen("holdfast", "run", "restore-driver")
+    run = ubuntu.wait_for_step("putting back ")
+    ubuntu.host.wait_for(lambda: ubuntu.host.sh("pgrep -x dpkg || true"), 120, "dpkg at work", every=0.01)
+    holder = json.loads(ubuntu.host.read("/var/lib/holdfast-runner/locks/host"))
+    assert holder["run"] == run
+    ubuntu.host.run("kill", "-KILL", str(holder["pid"]))
+    asked.wait(120)
+    ubuntu.host.wait_for(lambda: any(r["run"] == run for r in ubuntu.scene.ledger("outcome")), 120, "its outcome")
+    (cut,) = [record for record in ubuntu.scene.ledger("outcome") if record["run"] == run]
+    assert cut["data"]["outcome"] in ("interrupted", "failed"), cut
+    print(f"after the cut: {ubuntu.host.run('dpkg', '--audit').stdout[:300]}")
+    status, said = restored(ubuntu)
+    assert status == 0, said
+    ubuntu.is_back()
+
+
+def test_a_full_disk_is_refused_in_words_and_never_blocks_the_lock(ubuntu: Box) -> None:
+    ubuntu.host.sh(f"mkdir -p {SETS}; mount -t tmpfs -o size=64m none {SETS}")
+    status, said, _ = ubuntu.holdfast("lock", "write")
+    assert (status, f"now says {DRIVER}" in said) == (0, True), said
+    assert "saving takes" in said, said
+    status, said, _ = ubuntu.holdfast("run", "save-driver")
+    assert (status, "64 MiB are free" in said) == (2, True), said
+    assert ubuntu.host.run("ls", "-A", SETS).stdout == ""
+
+    # Without any source it is said what is missing, and why; the lock stands.
+    ubuntu.host.sh(f"umount {SETS}")
+    ubuntu.without_a_network()
+    status, said, _ = ubuntu.holdfast("run", "save-driver")
+    assert (status, "neither /var/cache/apt/archives nor any of apt's sources" in said) == (2, True), said
+    missing = {each["name"]: each["why"] for each in ubuntu.manifest["missing"]}
+    assert "dpkg-repack" in missing["libnvidia-compute-550-server"]
+    assert ubuntu.manifest["tried"] is None
+    refused = ubuntu.holdfast("run", "restore-driver")
+    assert (refused[0], "lacks" in refused[1]) == (1, True), refused
