@@ -130,7 +130,7 @@ def _held(host: Host, target: Target, found: Look, ours: Owned | None) -> Plan:
     steps: list[PlanStep] = []
     if not same:
         steps.append(_record(replace(owned, packages=(*turn.ours, *turn.obsolete))))
-    # Before the holds: once those are set a run that was cut off counts as done.
+    # Before the holds, so that nothing is left to do once those are read back.
     steps += [WriteFile(path, text) for path, text in files.items()]
     steps += [*set_holds(turn.new), *release_holds(turn.obsolete)]
     if turn.obsolete:
