@@ -51,7 +51,8 @@ def _given_up(host: Host) -> str:
     if not apart and locked is not None and now.loaded.version == locked:
         return f"closed; this machine is what the lock says, driver {locked}"
     why = "; ".join(apart) or f"driver {now.loaded.version or 'none'} is loaded"
-    return f"closed; this machine no longer is what the lock says ({locked or 'nothing is locked'}): {why}"
+    back = "; the way back: sudo holdfast run restore-driver" if locked is not None else ""
+    return f"closed; this machine no longer is what the lock says ({locked or 'nothing is locked'}): {why}{back}"
 
 
 ACTION = Action(id="change.close", params=ChangeCloseParameters, risk=Risk.NONE, plan=plan, undo=undo)
