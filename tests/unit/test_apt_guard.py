@@ -381,6 +381,8 @@ def test_where_dkms_builds_only_missing_headers_are_refused() -> None:
         assert built.passes
         assert f"DKMS will build the driver for kernel {DEBIAN}" in built.lines[0]
     assert not dkms(image, installs("linux-headers-6.1.0-41-amd64", "6.1.155-1", source="linux")).passes
+    older = installs("linux-headers-6.1.0-39-amd64", "6.1.148-1", source="linux")
+    assert not dkms(image, kernel("6.1.0-39-amd64"), older).passes
     for place in (f"/lib/modules/{DEBIAN}/build/include", f"/usr/src/linux-headers-{DEBIAN}/include/x"):
         assert not dkms(image, removes(f"linux-headers-{DEBIAN}", "6.1.153-1"), files={place: ""}).passes
 
