@@ -133,7 +133,10 @@ def find(runbook: str) -> Runbook:
 
 
 def choose_subject(settings: Config, book: Runbook, given: str | None) -> str:
-    """The subject to run on: the one given, or the only one that fits. Raises UsageError."""
+    """The subject to run on: the one given, or the only one that fits; the host where no engine is looked at.
+
+    Raises UsageError.
+    """
     fitting = fitting_subjects(settings, book)
     if given is not None:
         if given not in fitting:
@@ -141,6 +144,8 @@ def choose_subject(settings: Config, book: Runbook, given: str | None) -> str:
         return given
     if len(fitting) == 1:
         return fitting[0]
+    if "host" in fitting and not book.needs_engine:
+        return "host"
     if not fitting:
         raise UsageError(f"nothing here fits {book.id}", hint="sudo holdfast init")
     raise UsageError(f"{book.id} fits several subjects: say which", hint=f"--subject {' | '.join(fitting)}")

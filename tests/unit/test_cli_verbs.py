@@ -323,8 +323,8 @@ def ailments(known: FakeHost) -> dict[str, str]:
     return {each["id"]: each["status"] for each in said.json["data"]["findings"]}
 
 
-def test_a_sound_host_has_only_the_receiver_to_test(tmp_path: Path) -> None:
-    assert ailments(patient(tmp_path)) == {"receiver-untested": "WARNING"}
+def test_a_sound_host_has_only_the_receiver_to_test_and_its_driver_to_save(tmp_path: Path) -> None:
+    assert ailments(patient(tmp_path)) == {"receiver-untested": "WARNING", "way-back": "WARNING"}
 
 
 @pytest.mark.parametrize(
@@ -380,7 +380,7 @@ def test_an_engine_that_nobody_watches_is_found(tmp_path: Path, monkeypatch: pyt
 
 def test_each_thing_found_comes_with_its_fix(tmp_path: Path) -> None:
     said = holdfast("doctor", host=patient(tmp_path, note=replace(LIVING, stopped=True)), uid=1000)
-    assert said.code == 2
+    assert said.code == 3
     assert said.out.startswith("CRITICAL the daemon is down")
     assert said.out.count("  fix ") == 2
 

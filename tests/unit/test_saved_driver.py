@@ -13,6 +13,7 @@ import pytest
 
 from agent import plugin
 from agent.actions.boot_set_default import DROP_IN
+from agent.cli._ailments import AREAS, Facts
 from agent.errors import CommandFailed, FileTrouble
 from agent.host import Completed, Space, boot, driver_set, grub, restoring, saved_driver, saving
 from agent.host.saved_driver import FOLDER, Manifest, Missing, Saved, SavedFile, Trial
@@ -453,6 +454,33 @@ def test_the_daemon_offers_it_only_where_it_can_work(files: dict[str, Any], says
     said = unready(box(files))
     assert says in said
     assert bool(says) == bool(said), said
+
+
+PROVEN = saved_driver.tried(MANIFEST, Trial(True, "put back", 1_750_000_000.0, 7.0))
+FAILED = saved_driver.tried(MANIFEST, Trial(False, "apt-get ended with status 100", 1.0, 7.0))
+
+
+@pytest.mark.parametrize(
+    ("files", "status", "says"),
+    [
+        (stored(PROVEN), "OK", "tried 2025-06-15"),
+        (stored(), "OK", "never proven by a trial"),
+        (stored(FAILED), "WARNING", "did not work when it was tried: apt-get"),
+        ({}, "WARNING", "never saved here"),
+        ({**stored(PROVEN), f"{SET}/{KO.file}": File("linked", mtime=9.0)}, "WARNING", "is not as it was saved"),
+    ],
+)
+def test_doctor_says_whether_the_way_back_would_work_today(files: dict[str, Any], status: str, says: str) -> None:
+    host = box(files)
+    facts = Facts(host, host.clock.now(), None, None, None, "", None, root=True)  # type: ignore[arg-type]
+    (found,) = dict(AREAS)["way-back"](facts)
+    assert (found.status.value, says in found.what) == (status, True), found.what
+
+
+def test_doctor_says_nothing_of_a_way_back_where_no_driver_is_locked() -> None:
+    host = box({"/etc/holdfast/driver.lock": FileTrouble("missing", kind="missing")})
+    facts = Facts(host, host.clock.now(), None, None, None, "", None, root=True)  # type: ignore[arg-type]
+    assert list(dict(AREAS)["way-back"](facts)) == []
 
 
 # --- the boot entry ----------------------------------------------------------------------------------------------
