@@ -33,7 +33,7 @@ class Saturday:
     """The host, and the mirror that its apt reads."""
 
     host: BootedHost
-    offered: Mirror
+    offered: Mirror | None
 
     def night(self, timeout: float = 600) -> str:
         """Run unattended-upgrades as its timer does, and return what it logged. Raises BedError when it fails."""

@@ -64,6 +64,26 @@ def rootfs(suite: str, packages: Sequence[str] = ()) -> Path:
     return wanted
 
 
+def derived(name: str, base: Path, script: str, arguments: Sequence[str] = ()) -> Path:
+    """Return a copy of a tree in which a shell script was run as root, with this machine's network; built once.
+
+    The script sees /proc, and no service is started by what it installs. Nobody may write into the tree. Raises
+    UnavailableError with the script's last words when it fails.
+    """
+    wanted = cache_root() / "rootfs" / name
+    if wanted.exists():
+        return wanted
+    with exclusively(f"rootfs-{name}"):
+        if wanted.exists():
+            return wanted
+        with tempfile.TemporaryDirectory(dir=wanted.parent, prefix=".building-") as folder:
+            tree = Path(folder) / "root"
+            _run(["cp", "-a", "--reflink=auto", str(base), str(tree)], "copy the base tree")
+            _run_inside(tree, script, arguments, f"build {name}")
+            tree.rename(wanted)
+    return wanted
+
+
 def _build(suite: str, packages: Sequence[str], tree: Path) -> None:
     if packages:
         _run(["cp", "-a", "--reflink=auto", str(rootfs(suite)), str(tree)], "copy the base tree")
@@ -158,17 +178,19 @@ def _neutral(tree: Path) -> None:
 
 
 def _add_packages(tree: Path, packages: Sequence[str]) -> None:
+    script = 'apt-get -q update; apt-get -q install -y --no-install-recommends "$@"; apt-get clean'
+    _run_inside(tree, script, packages, f"install {' '.join(packages)}")
+
+
+def _run_inside(tree: Path, script: str, arguments: Sequence[str], what: str) -> None:
+    """Run a shell script as root in a tree, with this machine's network. Raises UnavailableError when it fails."""
     shutil.copy("/etc/resolv.conf", tree / "etc/resolv.conf")
-    script = (
-        "mount -t proc proc /proc && printf '#!/bin/sh\\nexit 101\\n' >/usr/sbin/policy-rc.d && "
-        "chmod 755 /usr/sbin/policy-rc.d && apt-get -q update && "
-        'apt-get -q install -y --no-install-recommends "$@"; '
-        "code=$?; rm -f /usr/sbin/policy-rc.d; apt-get clean; exit $code"
-    )
-    _run(
-        ["unshare", "--mount", "--pid", "--fork", "chroot", str(tree), "sh", "-c", script, "sh", *packages],
-        f"install {' '.join(packages)}",
-    )
+    policy = tree / "usr/sbin/policy-rc.d"
+    policy.write_text("#!/bin/sh\nexit 101\n", encoding="ascii")
+    policy.chmod(0o755)
+    inside = ["sh", "-euc", f"mount -t proc proc /proc\n{script}", "sh", *arguments]
+    _run(["unshare", "--mount", "--pid", "--fork", "chroot", str(tree), *inside], what)
+    policy.unlink()
 
 
 def _fetch(url: str, what: str) -> bytes:
