@@ -59,4 +59,5 @@ def owned(host: Host) -> Owned | None:
             return None
         raise
     except (ValueError, KeyError, TypeError) as error:
-        raise FileTrouble(f"{FILE} is no record of holds: {error}", kind="other", where=FILE) from error
+        by_hand = "apt-mark showhold lists what is on hold; release what is not yours to keep, then remove the file"
+        raise FileTrouble(f"{FILE} is no record of holds ({error}): {by_hand}", kind="other", where=FILE) from error

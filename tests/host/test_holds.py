@@ -37,6 +37,19 @@ LOCKER = (
     "import fcntl, time; f = open('/var/lib/dpkg/lock-frontend', 'w'); fcntl.lockf(f, fcntl.LOCK_EX); "
     "open('/run/locked', 'w'); time.sleep(600)"
 )
+ENGINE = """\
+[[engine]]
+name = "chat"
+kind = "llama.cpp"
+url = "http://127.0.0.1:8080"
+unit = "vllm@gpu0.service"
+"""
+NEEDRESTART_READS = """\
+use strict; our %nrconf = (override_rc => {}); my $file = shift;
+open(my $text, "<", $file) or die; eval join("", <$text>); die $@ if $@;
+for my $unit (@ARGV) { print "$unit\\n" if grep { $unit =~ /$_/ } keys %{$nrconf{override_rc}} }
+"""
+"""As needrestart reads its configuration and looks a service up: strictly, and by regular expressions as keys."""
 SLOW_APT_MARK = """\
 #!/bin/sh
 [ -e /run/first ] || /usr/bin/apt-mark.real "$@"
@@ -275,11 +288,21 @@ def test_debians_dkms_driver_is_held_and_its_kernel_is_not(
     make_kernel(machine, kernel)
     make_module(machine, kernel, driver)
     assert (showhold(machine), drop_ins(machine)) == (set(), [False, False])
+    machine.write("/etc/holdfast/conf.d/engine.toml", ENGINE)
 
     holdfast(machine, "lock", "write")
     assert f"7 packages on hold for driver {driver}," in holdfast(machine, "hold"), "and for no kernel"
     assert showhold(machine) == {*DKMS}
     assert recorded(machine) == {*DKMS}
+    services = (
+        "vllm@gpu0.service",
+        "xvllm@gpu0.service",
+        "holdfast.service",
+        "holdfast-runner@1.service",
+        "ssh.service",
+    )
+    untouched = machine.run("perl", "-e", NEEDRESTART_READS, NEEDRESTART, *services).stdout.split()
+    assert untouched == ["vllm@gpu0.service", "holdfast.service", "holdfast-runner@1.service"]
     text = holdfast(machine, "hold", "--explain")
     assert "by holdfast" in text
     assert "container toolkit" in text

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from agent import plugin, steps
+from agent.errors import FileTrouble
 from agent.host import Completed, changes, drop_ins, holds, packages
 from agent.model import Json, Moment
 from agent.plugin import Action, Noop, Plan, Refuse, Target
@@ -231,6 +232,14 @@ def test_a_dpkg_that_was_locked_in_that_very_moment_is_asked_once_more() -> None
         do(RELEASE, host)
     assert caught.value.code == "command-failed"
     assert ours(host) == dpkg.held == set(ALL)
+
+
+def test_a_record_that_cannot_be_read_is_not_overwritten_and_the_way_out_is_named() -> None:
+    dpkg = Dpkg()
+    host = box(dpkg, **{holds.FILE: "garbage"})
+    for action in (HOLD, RELEASE):
+        with pytest.raises(FileTrouble, match="apt-mark showhold"):
+            planned(action, host)
 
 
 # --- waiting ----------------------------------------------------------------------------------------------------
