@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
 
 from agent import ledger, recover, transcript
 from agent.ledger import Kind
-from tests.support.world import OPERATOR_UID, World, ended
+from tests.support.world import OPERATOR_UID, Killed, World, ended
 
 RUNBOOK = """\
 id: wait-for-it
@@ -96,3 +97,58 @@ def test_nothing_waits_where_the_locked_driver_is_loaded(world: World) -> None:
     end = ended(world.ask(world.request(runbook="wait-for-it", subject="host"), uid=OPERATOR_UID))
     assert end["outcome"] == "succeeded"
     assert kinds(world)[:2] == [Kind.ATTEMPT, Kind.OUTCOME]
+
+
+# --- what is best effort after all that must be done ---------------------------------------------------------------
+
+LOCK = "etc/holdfast/driver.lock"
+
+
+def lockable(root: Path) -> World:
+    """A host that runs the driver which is to be locked; saving it does not work there."""
+    found = World(root)
+    shipped = Path(__file__).resolve().parents[2] / "runbooks/write-lock.yaml"
+    found.write("usr/share/holdfast/runbooks/write-lock.yaml", shipped.read_text(encoding="utf-8"))
+    found.write("sys/module/nvidia/version", f"{LOCKED}\n")
+    return found
+
+
+def locking(world: World, **how: object) -> list[str]:
+    with contextlib.suppress(Killed):
+        world.ask(world.request(runbook="write-lock", subject="host"), uid=OPERATOR_UID, **how)  # type: ignore[arg-type]
+    return world.acts.seen
+
+
+def outcomes(world: World) -> list[str]:
+    records = ledger.read(world.host()).records
+    return [str(record.data["outcome"]) for record in records if record.kind is Kind.OUTCOME]
+
+
+def test_a_driver_that_cannot_be_saved_never_blocks_the_lock(tmp_path: Path) -> None:
+    world = lockable(tmp_path)
+    locking(world)
+    assert outcomes(world) == ["succeeded"]
+    assert (tmp_path / LOCK).read_text().endswith(f"\n{LOCKED}\n")
+
+
+def test_a_lock_that_is_written_stays_wherever_the_rest_is_cut_off_or_stopped(tmp_path: Path) -> None:
+    acts = locking(lockable(tmp_path / "whole"))
+    written = next(i for i, name in enumerate(acts) if name == f"after write /{LOCK}")
+    done = next(i for i, name in enumerate(acts) if i > written and name.startswith("after append"))
+    assert len(acts) - done > 8
+    for act in range(done + 2, len(acts) + 1):
+        world = lockable(tmp_path / str(act))
+        world.acts.die_at = act
+        locking(world)
+        again = world.restarted()
+        assert recover.main(again.host()) == 0
+        assert (tmp_path / str(act) / LOCK).exists(), acts[act - 1]
+        assert outcomes(again) in ([], ["succeeded"]), acts[act - 1]
+
+
+def test_who_stops_what_is_best_effort_undoes_nothing(tmp_path: Path) -> None:
+    world = lockable(tmp_path)
+    runs = tmp_path / "var/lib/holdfast-runner/runs"
+    locking(world, stopping=lambda: any('"step_ended"' in each.read_text() for each in runs.glob("*.jsonl")))
+    assert outcomes(world) == ["succeeded"]
+    assert (tmp_path / LOCK).exists()
