@@ -16,7 +16,7 @@ from agent.errors import FileTrouble, HostError
 from agent.host import Host, saved_driver, saving
 from agent.host.saved_driver import FOLDER, MANIFEST, Saved, Trial
 from agent.model import Risk
-from agent.plugin import Action, Command, Noop, NoParameters, Plan, Read, Target, WriteFile
+from agent.plugin import Action, Command, Noop, Parameters, Plan, Read, Target, WriteFile
 
 TRIAL_S = 900.0
 """DKMS builds the modules in it."""
@@ -27,11 +27,20 @@ RESULT = f"{WORK}/result.json"
 PROGRAM = Path(saved_driver.__file__).with_name("saved_trial.py")
 
 
+class DriverTrySavedParameters(Parameters):
+    """Whether what is proven is tried again."""
+
+    again: bool = True
+    """Try it although the very same packages were proven before."""
+
+
 def plan(host: Host, target: Target, params: Any) -> Plan:
     """The trial, or why there is none."""
     saved = saving.locked_set(host)
     if isinstance(saved, str):
         return Plan((Noop(f"not tried: {saved}"),))
+    if saved.manifest.tried is not None and saved.manifest.tried.proven and not params.again:
+        return Plan((Noop("the very same packages were proven before"),))
     needed = saved.manifest.size * ROOM_FACTOR
     free = host.files.space(FOLDER).bytes_free
     if free < needed:
@@ -73,4 +82,4 @@ def _summary(host: Host, saved: Saved) -> str:
     return f"{trial.words} ({trial.took_s:.0f} s)"
 
 
-ACTION = Action(id="driver.try_saved", params=NoParameters, risk=Risk.NONE, plan=plan)
+ACTION = Action(id="driver.try_saved", params=DriverTrySavedParameters, risk=Risk.NONE, plan=plan)

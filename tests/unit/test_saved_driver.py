@@ -13,11 +13,12 @@ import pytest
 
 from agent import plugin
 from agent.actions.boot_set_default import DROP_IN
+from agent.actions.driver_try_saved import RESULT
 from agent.cli._ailments import AREAS, Facts
-from agent.errors import CommandFailed, FileTrouble
+from agent.errors import CommandFailed, FileTrouble, HostError
 from agent.host import Completed, Space, boot, driver_set, grub, restoring, saved_driver, saving
 from agent.host.saved_driver import FOLDER, Manifest, Missing, Saved, SavedFile, Trial
-from agent.plugin import Command, Noop, NoParameters, Plan, Refuse, Target, Wait, WriteFile
+from agent.plugin import Command, Noop, NoParameters, Plan, Read, Refuse, Target, Wait, WriteFile
 from agent.steps import by_hand
 from tests.support.fake_host import FakeHost, File
 
@@ -481,6 +482,44 @@ def test_doctor_says_nothing_of_a_way_back_where_no_driver_is_locked() -> None:
     host = box({"/etc/holdfast/driver.lock": FileTrouble("missing", kind="missing")})
     facts = Facts(host, host.clock.now(), None, None, None, "", None, root=True)  # type: ignore[arg-type]
     assert list(dict(AREAS)["way-back"](facts)) == []
+
+
+def test_a_set_is_tried_in_namespaces_of_its_own_and_not_again_where_the_same_was_proven() -> None:
+    host = box(stored())
+    text = lines(plan("driver.try_saved", host))
+    assert "unshare --mount --net --ipc --uts --pid --fork --kill-child" in text
+    assert f"# write {SET}/manifest.json" in text
+    (only,) = plan("driver.try_saved", box(stored(PROVEN)), again=False).steps
+    assert isinstance(only, Noop)
+    assert "unshare" in lines(plan("driver.try_saved", box(stored(PROVEN))))
+    (only,) = plan("driver.try_saved", box()).steps
+    assert isinstance(only, Noop)
+
+
+@pytest.mark.parametrize(
+    ("said", "proven", "fails"),
+    [
+        ('{"proven": true, "words": "put back", "took_s": 7}', True, False),
+        ('{"proven": false, "words": "not tried: no overlay", "took_s": 0}', False, False),
+        ('{"proven": false, "words": "apt-get ended with status 100", "took_s": 3}', False, True),
+        ("", False, False),
+    ],
+)
+def test_how_a_trial_ended_is_in_the_manifest(said: str, proven: bool, fails: bool) -> None:
+    host = box({**stored(), RESULT: said})
+    steps = plan("driver.try_saved", host).steps
+    (write,) = [step for step in steps if isinstance(step, WriteFile)]
+    assert not isinstance(write.content, str)
+    host.files.write_atomic(write.path, write.content(host))
+    tried = saved_driver.read(host, SET).tried
+    assert tried is not None
+    assert tried.proven is proven
+    (last,) = [step for step in steps if isinstance(step, Read)]
+    if fails:
+        with pytest.raises(HostError, match="does not put the driver back"):
+            last.read(host)
+    else:
+        assert tried.words in last.read(host)
 
 
 # --- the boot entry ----------------------------------------------------------------------------------------------
