@@ -2,8 +2,10 @@
 
 Always the driver's own packages. Where its modules come prebuilt, one per kernel, also the kernel whose modules they
 are and whatever would pull in the next one: a new kernel depends on no module, so it would boot without a driver.
-Where modules are built on the host (DKMS) kernels stay free. Chosen by source and name from what is installed, never
-by a pattern that apt expands: such a pattern also catches NVIDIA's kernel flavour and the container and CUDA toolkits.
+Where modules are built on the host (DKMS) kernels stay free, as long as their headers come with them: DKMS skips a
+kernel without headers and says so to nobody, so a metapackage that brings kernels alone is held there. Chosen by
+source and name from what is installed, never by a pattern that apt expands: such a pattern also catches NVIDIA's kernel
+flavour and the container and CUDA toolkits.
 """
 
 from __future__ import annotations
@@ -20,9 +22,14 @@ _SOUNDS = re.compile(r".*(?:nvidia|cuda).*")
 _KERNEL = re.compile(r"linux-(?:image|headers|modules|modules-extra)-.+|linux-(?:.+-)?headers-.+")
 _NO_KERNEL = re.compile(r"linux-(?:cloud-)?tools(?:-.*)?|linux-(?:libc-dev|source|doc|crashdump|buildinfo)(?:-.*)?")
 """Built from a kernel's source or among its metas, but no kernel comes with them."""
+_DKMS = re.compile(r"nvidia-(?:.+-)?dkms(?:-.*)?")
+"""The driver's source for DKMS: nvidia-dkms-580-server-open, nvidia-kernel-dkms, nvidia-tesla-535-kernel-dkms."""
+_IMAGE_META = re.compile(r"linux-image-(?!\d|unsigned-|extra-|.*-dbg$)(.+)")
+"""What brings each newer kernel; the metapackage that brings the headers is called after it."""
 _VERSION = re.compile(r"\d+\.\d+\.\d+-\d+")
 """A kernel's version without its flavour, as Ubuntu counts: 6.8.0-31 of 6.8.0-31-generic."""
 _NVIDIA_KERNEL = re.compile(r"linux-(?:.+-)?nvidia(?:-.*)?")
+_BARE = "would bring a new kernel without its headers, which DKMS needs to build the driver: install {}"
 _ALONE = (
     (re.compile(r"(?:lib)?nvidia-container.*"), "the container toolkit works with every driver version"),
     (re.compile(r"nvidia-cuda-.*|cuda-.*|libcuda-.*"), "CUDA's compilers and libraries follow no driver version"),
@@ -70,11 +77,12 @@ def prebuilt(installed: Iterable[Package], kernel: str) -> bool:
 def hold_set(installed: Sequence[Package], kernel: str) -> HoldSet:
     """What to hold of the installed packages. kernel: the release that serves with the locked driver, "" for none."""
     locked = kernel if prebuilt(installed, kernel) else ""
+    bare = {} if locked else _without_headers(installed)
     any_driver = bool(packages.driver_packages(installed))
     chosen: list[Chosen] = []
     left: list[Chosen] = []
     for package in sorted(installed, key=lambda each: each.key):
-        reason = _reason(package, locked)
+        reason = _reason(package, locked) or (_BARE.format(bare[package.name]) if package.name in bare else "")
         if reason:
             chosen.append(Chosen(package, reason))
             continue
@@ -99,6 +107,22 @@ def _reason(package: Package, locked: str) -> str:
             return f"headers of {locked}: other modules of this kernel are built from them"
         return f"a part of {locked}, the kernel that the prebuilt modules are for"
     return ""
+
+
+def _without_headers(installed: Sequence[Package]) -> dict[str, str]:
+    """The metapackages that would bring a kernel for which DKMS cannot build; to each the one that is missing."""
+    there = {package.name for package in installed}
+    if not any(
+        _DKMS.fullmatch(package.name) and packages.is_driver(package.name, package.source) for package in installed
+    ):
+        return {}
+    found = {}
+    for package in installed:
+        matched = _IMAGE_META.fullmatch(package.name)
+        headers = f"linux-headers-{matched[1]}" if matched else ""
+        if headers and headers not in there and not _is_nvidias_kernel(package):
+            found[package.name] = headers
+    return found
 
 
 def _part(package: Package, locked: str) -> str:

@@ -111,6 +111,36 @@ def test_where_modules_are_built_on_the_host_kernels_stay_free() -> None:
     assert left["linux-image-amd64"] == "no prebuilt modules are tied to it: new kernels are not held"
 
 
+@pytest.mark.parametrize(
+    ("dkms", "image", "headers"),
+    [
+        ("nvidia-kernel-dkms", "linux-image-amd64", "linux-headers-amd64"),
+        ("nvidia-open-kernel-dkms", "linux-image-cloud-amd64", "linux-headers-cloud-amd64"),
+        ("nvidia-tesla-535-kernel-dkms", "linux-image-amd64", "linux-headers-amd64"),
+        ("nvidia-dkms-580-server-open", "linux-image-virtual", "linux-headers-virtual"),
+        ("nvidia-dkms", "linux-image-generic-hwe-24.04", "linux-headers-generic-hwe-24.04"),
+    ],
+)
+def test_kernels_that_would_come_without_their_headers_are_held_where_dkms_builds(
+    dkms: str, image: str, headers: str
+) -> None:
+    driver = (
+        package(dkms),
+        package("linux-image-6.1.0-40-amd64", "linux-signed-amd64"),
+        package("linux-image-rt-amd64"),
+    )
+    found = hold_set((*driver, package(image)), "6.1.0-40-amd64")
+    reasons = {chosen.package.name: chosen.reason for chosen in found.packages}
+    assert set(reasons) == {dkms, image, "linux-image-rt-amd64"}
+    assert reasons[image].endswith(f"without its headers, which DKMS needs to build the driver: install {headers}")
+    both = (*driver[:2], package(image), package(headers))
+    assert names(hold_set(both, "6.1.0-40-amd64")) == {dkms}
+    assert hold_set((package(image),), "6.1.0-40-amd64").packages == ()
+    others = [package(f"linux-image-{name}") for name in ("amd64-dbg", "extra-virtual", "unsigned-6.8.0-31-generic")]
+    assert names(hold_set((package(dkms), *others), "")) == {dkms}
+    assert names(hold_set((package(dkms), package("linux-image-nvidia", "linux-meta-nvidia")), "")) == {dkms}
+
+
 def test_prebuilt_modules_of_another_kernel_than_the_one_that_runs_hold_no_kernel() -> None:
     found = hold_set(UBUNTU, "6.8.0-40-generic")
     assert found.kernel == ""
