@@ -166,12 +166,18 @@ def _copied(about: Subject, names: Sequence[str]) -> Iterator[PlanStep]:
 
 
 def _pruned(host: Host, about: Subject, keep: int) -> Iterator[PlanStep]:
-    """The removal of old sets, each only once this one is complete."""
-    for each in saving.obsolete(saved_driver.sets(host), about.folder, keep):
+    """The removal of old sets and of what a cut left of one, each only once this one is complete."""
+    found = saved_driver.sets(host)
+    named = {each.folder for each in found}
+    there = [f"{FOLDER}/{name}" for name in host.files.listdir(FOLDER)] if host.files.exists(FOLDER) else []
+    gone = [each.folder for each in saving.obsolete(found, about.folder, keep)]
+    for folder in (*gone, *(each for each in there if each not in named and each != about.folder)):
         stays = Condition(
             "the new set is not complete, so that the old one stays", lambda host: not _complete(host, about)
         )
-        yield Wait(stays, 0.0, on_timeout=Command(("rm", "--recursive", "--force", "--", each.folder), 60.0))
+        yield Wait(
+            stays, 0.0, on_timeout=Command(("rm", "--recursive", "--force", "--one-file-system", "--", folder), 60.0)
+        )
 
 
 def _complete(host: Host, about: Subject) -> bool:

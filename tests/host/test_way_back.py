@@ -7,12 +7,14 @@ runs, is shown. The tests print what saving, trying and putting back took (pytes
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
-from bed import Bed
-from bed.kernels import DRIVER, KERNEL
-from spine import Page
+from bed import Bed, BootedHost, fake_driver
+from bed.kernels import DRIVER, KERNEL, make_module, show_running_kernel
+from bed.packages import make_deb, publish
+from spine import Page, built_package
 from way_back import SET, SETS, Box, box
 
 
@@ -178,3 +180,74 @@ def test_a_full_disk_is_refused_in_words_and_never_blocks_the_lock(ubuntu: Box) 
     assert ubuntu.manifest["tried"] is None
     refused = ubuntu.holdfast("run", "restore-driver")
     assert (refused[0], "lacks" in refused[1]) == (1, True), refused
+
+
+BUILT_FOR = "6.1.0-40-amd64"
+BUILT = "535.261.03"
+NVIDIA = {"Source": "nvidia-graphics-drivers"}
+BUILD = """\
+if [ "$1" = configure ]; then
+    mkdir -p /lib/modules/{kernel}/updates/dkms
+    cp /var/lib/bed/{version}/nvidia-current.ko /lib/modules/{kernel}/updates/dkms/nvidia-current.ko
+    depmod {kernel}
+fi
+"""
+UNBUILD = f"rm -f /lib/modules/{BUILT_FOR}/updates/dkms/nvidia-current.ko\n"
+
+
+def debian_driver(folder: Path, version: str) -> list[Path]:
+    """Debian's driver in name and shape: libraries, and a package that makes the module when it is configured."""
+    lib = "/usr/lib/x86_64-linux-gnu"
+    debs = [
+        make_deb(folder, package, f"{version}-1", architecture="amd64", fields=NVIDIA,
+                 files={f"{lib}/{library}.{version}": "library"},
+                 scripts={"postinst": f"ln -sfn {library}.{version} {lib}/{library}.1"})
+        for package, library in (("libnvidia-ml1", "libnvidia-ml.so"), ("libcuda1", "libcuda.so"))
+    ]  # fmt: skip
+    fields = {**NVIDIA, "Depends": "dkms, libnvidia-ml1"}
+    scripts = {"postinst": BUILD.format(kernel=BUILT_FOR, version=version), "prerm": UNBUILD}
+    return [*debs, make_deb(folder, "nvidia-kernel-dkms", f"{version}-1", fields=fields, scripts=scripts)]
+
+
+def test_a_driver_that_is_built_here_is_saved_with_its_compiler_and_put_back(
+    bed: Bed, host: Callable[..., BootedHost], tmp_path: Path
+) -> None:
+    assert bed
+    debian = host("bookworm", writable=True, llama=False)
+    tools = [make_deb(tmp_path, name) for name in ("gcc", "make", f"linux-headers-{BUILT_FOR}")]
+    tools.append(make_deb(tmp_path, "dkms", fields={"Depends": "gcc | c-compiler, make"}))
+    places = {
+        f"/boot/vmlinuz-{BUILT_FOR}": "kernel",
+        f"/lib/modules/{BUILT_FOR}/modules.order": "",
+        f"/lib/modules/{BUILT_FOR}/modules.builtin": "",
+    }
+    tools.append(make_deb(tmp_path, f"linux-image-{BUILT_FOR}", files=places))
+    for version in (BUILT, "550.163.01"):
+        make_module(debian, "0-made", version)
+        debian.sh(f"mkdir -p /var/lib/bed/{version}; mv /lib/modules/0-made/updates/dkms/*.ko /var/lib/bed/{version}/")
+    publish(debian, [*tools, *debian_driver(tmp_path, BUILT)])
+    names = [f"linux-image-{BUILT_FOR}", f"linux-headers-{BUILT_FOR}", "nvidia-kernel-dkms", "libcuda1"]
+    debian.run("apt-get", "-q", "-y", "install", *names, timeout=120)
+    debian.install_deb(built_package())
+    show_running_kernel(debian, BUILT_FOR)
+    fake_driver(debian, BUILT)
+    debian.run("holdfast", "lock", "write", timeout=300)
+    place = f"{SETS}/{BUILT}-{BUILT_FOR}"
+    manifest = json.loads(debian.read(f"{place}/manifest.json"))
+    assert manifest["missing"] == []
+    assert manifest["tried"]["proven"], manifest["tried"]
+    roles = {each["name"]: each["role"] for each in manifest["packages"]}
+    assert (roles["nvidia-kernel-dkms"], roles[f"linux-image-{BUILT_FOR}"]) == ("driver", "kernel")
+    assert {roles[name] for name in ("dkms", "gcc", "make", f"linux-headers-{BUILT_FOR}")} == {"support"}
+    assert [each["file"] for each in manifest["modules"]] == ["modules/updates/dkms/nvidia-current.ko"]
+
+    # An upgrade whose module was built; the compiler is gone, and so is every source.
+    publish(debian, debian_driver(tmp_path / "newer", "550.163.01"))
+    debian.sh("mv /etc/apt/apt.conf.d/80holdfast /root/; apt-get -q -y dist-upgrade", timeout=120)
+    debian.sh("dpkg --remove --force-depends gcc; rm -rf /etc/apt/sources.list.d/* /var/lib/bed/repository")
+    assert debian.run("modinfo", "-k", BUILT_FOR, "-F", "version", "nvidia-current").stdout.strip() == "550.163.01"
+    done = debian.run("holdfast", "run", "restore-driver", check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert debian.run("modinfo", "-k", BUILT_FOR, "-F", "version", "nvidia-current").stdout.strip() == BUILT
+    versions = debian.run("dpkg-query", "-W", "-f", "${Version} ", "libcuda1", "libnvidia-ml1", "gcc").stdout
+    assert versions == f"{BUILT}-1 {BUILT}-1 1.0 "

@@ -322,6 +322,20 @@ def test_an_archives_file_with_another_checksum_is_not_taken() -> None:
     )
 
 
+def test_old_sets_go_once_the_new_one_is_complete_and_the_last_of_them_stays() -> None:
+    sets: dict[str, Any] = {f"{FOLDER}/580.1-6.8/debs/half.deb": "cut off before its manifest"}
+    for number, version in enumerate(("535.1", "540.1"), start=1):
+        older = replace(MANIFEST, driver=version, at=float(number))
+        sets |= stored(older, f"{FOLDER}/{version}-{KERNEL}")
+    made = plan("driver.save", box({**stored(), **sets}))
+    gone = [step for step in made.steps if isinstance(step, Wait)]
+    removed = [str(step.on_timeout.argv[-1]) for step in gone if isinstance(step.on_timeout, Command)]
+    assert removed == [f"{FOLDER}/535.1-{KERNEL}", f"{FOLDER}/580.1-6.8"]
+    assert not any(step.until.test(box(stored())) for step in gone)
+    lacking = box(stored(replace(MANIFEST, missing=(Missing("a", "1", "gone"),))))
+    assert all(step.until.test(lacking) for step in gone)
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
