@@ -137,7 +137,8 @@ def judge(now: Observed, before: Observed | None, params: GpuXidParameters) -> J
 
 def _words(event: Mapping[str, Any]) -> str:
     """Say "Xid 31 (GPU memory page fault) on 0000:18:00, 3 times since 07:42 UTC, in llama-server.service"."""
-    title = f"Xid {event['code']} ({event['name']})" if event["kind"] == "xid" else str(event["name"])
+    kind = {"xid": "Xid", "sxid": "SXid"}.get(event["kind"])
+    title = f"{kind} {event['code']} ({event['name']})" if kind else str(event["name"])
     place = f" on {event['gpu']}" if event["gpu"] else ""
     times = (
         f"{event['count']} times since {_clock(event['first'])}"

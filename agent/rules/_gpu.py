@@ -37,8 +37,9 @@ def subject(event: Event) -> str:
 
 
 def title(event: Event) -> str:
-    """Say "Xid 79 (GPU has fallen off the bus)"."""
-    return f"Xid {event['code']} ({event['name']})" if event["kind"] == "xid" else str(event["name"])
+    """Say "Xid 79 (GPU has fallen off the bus)", "SXid 20034 (NVSwitch error)", "Killed for lack of memory"."""
+    kind = {"xid": "Xid", "sxid": "SXid"}.get(event["kind"])
+    return f"{kind} {event['code']} ({event['name']})" if kind else str(event["name"])
 
 
 def titles(found: Iterable[Event]) -> str:
@@ -83,10 +84,11 @@ def of_engine(results: Results, engine: str) -> tuple[Event, ...]:
 def last_words(results: Results, engine: str, now: Moment, died_at: float | None = None) -> str:
     """What the kernel said of an engine shortly before it died, as the end of a sentence; "" when nothing.
 
-    died_at: Unix seconds; without it, shortly before now. A card that is lost needs to name no process.
+    died_at: Unix seconds; without it, shortly before now, or at any time of a process that lives. A card that is lost
+    needs to name no process.
     """
     end = now.wall if died_at is None else died_at
-    own = [each for each in of_engine(results, engine) if each["kind"] != "hung-task" and _near(each, end)]
+    own = [each for each in of_engine(results, engine) if _near(each, end) or (died_at is None and each.get("alive"))]
     lost = [each for each in events(results) if each["cause"] == "gpu-lost" and _near(each, end)]
     found = own or lost
     return f"; the kernel reported {titles(found)}" if found else ""
