@@ -120,7 +120,8 @@ def _without_headers(installed: Sequence[Package]) -> dict[str, str]:
     for package in installed:
         matched = _IMAGE_META.fullmatch(package.name)
         headers = f"linux-headers-{matched[1]}" if matched else ""
-        if headers and headers not in there and not _is_nvidias_kernel(package):
+        never = _NVIDIA_KERNEL.fullmatch(package.name) is not None or _is_nvidias_kernel(package)
+        if headers and headers not in there and not never:
             found[package.name] = headers
     return found
 

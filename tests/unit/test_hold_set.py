@@ -227,8 +227,10 @@ SOURCES = st.sampled_from(
 
 @given(EXCLUDED, SOURCES, st.sampled_from(["", KERNEL, "6.8.0-1010-nvidia"]))
 def test_what_must_never_be_held_never_is(name: str, source: str, kernel: str) -> None:
-    beside = package(f"linux-modules-nvidia-550-server-{kernel}", "linux-restricted-modules")
-    assert name not in names(hold_set([package(name, source), beside], kernel))
+    prebuilt_modules = package(f"linux-modules-nvidia-550-server-{kernel}", "linux-restricted-modules")
+    built_here = package("nvidia-dkms-550-server", "nvidia-graphics-drivers-550-server")
+    for beside in (prebuilt_modules, built_here):
+        assert name not in names(hold_set([package(name, source), beside], kernel))
 
 
 @given(st.lists(st.sampled_from([*UBUNTU, *ALONE]), unique=True), st.sampled_from(["", KERNEL, "6.8.0-40-generic"]))
