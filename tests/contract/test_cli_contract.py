@@ -333,6 +333,7 @@ def test_completion_offers_verbs_options_and_choices() -> None:
         return said.stdout.split()
 
     assert complete("holdfast st") == ["status", "stop"]
+    assert complete("holdfast explain xid 7") == ["7", *(str(code) for code in range(70, 80))]
     assert complete("holdfast lock ") == ["show", "write", "verify"]
     assert "--dry-run" in complete("holdfast run --")
     assert "driver.lock" in complete("holdfast check dri")
