@@ -148,6 +148,8 @@ def _check(check: plugin.Check) -> Entry:
     facts = [("runs", f"{runs}, or as often as {check.own_every_s} says" if check.own_every_s else runs)]
     if check.on_suspicion_s:
         facts.append(("when not OK", f"every {check.on_suspicion_s:g} s"))
+    if check.due_when_changed:
+        facts.append(("within seconds", f"when one of these changes: {', '.join(check.due_when_changed)}"))
     facts += [
         ("about", "each engine" if check.scope == "engine" else "the host"),
         ("observes as", "root, in the inspector" if check.as_root else "holdfast"),
