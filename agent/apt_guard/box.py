@@ -63,8 +63,8 @@ def _moves(
         if not _DRIVER_LIKE.search(action.name):
             continue
         before = known.get((action.name, action.old_architecture)) if action.old else None
-        after = None
-        if action.file:
+        after = before if action.old == action.new else None  # the same again is what it is already
+        if action.file and after is None:
             after, note = _in_file(host, action, in_time=host.clock.now().boot_s < until)
             notes += [note] if note else []
         if any(packages.is_driver(each.package.name, each.package.source) for each in (before, after) if each):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from agent.host import syslog
+from agent.host.driver import LOCK_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 IMPORTED = (
@@ -36,11 +37,12 @@ def test_it_imports_the_standard_library_and_our_lowest_layers_only() -> None:
     assert [name for name in ours if ".".join(name.split(".")[:2]) not in OURS] == []
 
 
-def guard(*, words: bytes = b"", root: Path = ROOT, launcher: str | None = None) -> subprocess.CompletedProcess[bytes]:
-    """The launcher that the package ships, with its code at `root`."""
-    text = launcher or (ROOT / "packaging/deb/apt-guard").read_text(encoding="utf-8")
-    code = text.replace('"/usr/lib/holdfast"', repr(str(root)))
+def guard(*, words: bytes = b"", root: Path = ROOT, lock: Path | None = None) -> subprocess.CompletedProcess[bytes]:
+    """The launcher that the package ships, with its code at `root`, and with a lock of its own."""
+    text = (ROOT / "packaging/deb/apt-guard").read_text(encoding="utf-8")
+    code = text.replace('"/usr/lib/holdfast"', repr(str(root))).replace(repr(LOCK_FILE)[1:-1], str(lock or __file__))
     assert str(root) in code
+    assert str(lock or __file__) in code
     return subprocess.run(
         [sys.executable, "-IS", "-c", code], input=words, check=False, capture_output=True, timeout=60
     )
@@ -48,7 +50,15 @@ def guard(*, words: bytes = b"", root: Path = ROOT, launcher: str | None = None)
 
 def test_nothing_to_say_is_0() -> None:
     done = guard(words=b"VERSION 3\n\nhello - - none < 1.0 amd64 none /x.deb\n")
-    assert (done.returncode, done.stdout) == (0, b"")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_without_a_lock_nothing_of_ours_is_even_imported(tmp_path: Path) -> None:
+    many = b"VERSION 3\n\n" + b"nvidia-utils-580 - - none < 1.0 amd64 none /x.deb\n" * 10_000
+    done = guard(root=tmp_path, words=many, lock=tmp_path / "driver.lock")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    (tmp_path / "driver.lock").symlink_to("nowhere")  # a lock that leads nowhere is one, and is told
+    assert guard(root=tmp_path, words=many, lock=tmp_path / "driver.lock").stderr != b""
 
 
 def broken(folder: Path, what: str) -> Path:
