@@ -24,7 +24,7 @@ _NO_KERNEL = re.compile(r"linux-(?:cloud-)?tools(?:-.*)?|linux-(?:libc-dev|sourc
 """Built from a kernel's source or among its metas, but no kernel comes with them."""
 _DKMS = re.compile(r"nvidia-(?:.+-)?dkms(?:-.*)?")
 """The driver's source for DKMS: nvidia-dkms-580-server-open, nvidia-kernel-dkms, nvidia-tesla-535-kernel-dkms."""
-_IMAGE_META = re.compile(r"linux-image-(?!\d|unsigned-|extra-|.*-dbg$)(.+)")
+_IMAGE_META = re.compile(r"linux-image-(?!\d|unsigned-|extra-|.*-(?:dbg|template)$)(.+)")
 """What brings each newer kernel; the metapackage that brings the headers is called after it."""
 _VERSION = re.compile(r"\d+\.\d+\.\d+-\d+")
 """A kernel's version without its flavour, as Ubuntu counts: 6.8.0-31 of 6.8.0-31-generic."""

@@ -206,6 +206,29 @@ def test_of_what_only_sounds_like_it_nothing_but_metas_of_a_prebuilt_kernel_is_h
         assert not any(word in each.name for word in ("tools", "firmware", "libc", "cuda", "container")), each
 
 
+def metas() -> list[tuple[Package, str]]:
+    """Every form of kernel metapackage of five releases, with what it brings."""
+    rows = [row.split() for row in (DATA / "metas.txt").read_text(encoding="utf-8").splitlines()]
+    return [(package(name, source), brings) for name, source, _, brings in rows]
+
+
+def test_a_kernels_metapackage_is_held_beside_prebuilt_modules_when_it_leads_to_a_kernel_and_only_then() -> None:
+    held = {each.package.key for each in hold_set((*(each for each, _ in metas()), PREBUILT), KERNEL).packages}
+    for each, brings in metas():
+        flavour = "nvidia" in each.name or "nvidia" in each.source
+        ubuntu = each.source.startswith("linux-meta")
+        assert (each.key in held) == (ubuntu and brings != "-" and not flavour), each
+
+
+def test_where_dkms_builds_only_metapackages_of_images_are_held_and_none_that_has_its_headers() -> None:
+    dkms = package("nvidia-kernel-dkms", "nvidia-graphics-drivers")
+    for each, brings in metas():
+        headers = package(each.name.replace("linux-image-", "linux-headers-"))
+        if each.name in names(hold_set((dkms, each), "")):
+            assert brings == "image", each
+            assert names(hold_set((dkms, each, headers), "")) == {dkms.name}
+
+
 EXCLUDED = st.one_of(
     st.builds("linux-{}-6.8.0-{}-nvidia{}".format,
               st.sampled_from(["image", "headers", "modules", "modules-extra", "tools", "image-unsigned"]),
