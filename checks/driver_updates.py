@@ -3,7 +3,8 @@
 Only where a person has run `holdfast hold` or `holdfast lock write`. WARNING: a held package has had a pending security
 update for `stale_after_days` days, counted from when it was first seen; or the last run of unattended-upgrades failed
 or was ended by the apt guard, or dpkg was left half-way, so that nothing is upgraded any more. A single run that failed
-for want of a network or of a free dpkg is no news. What to do: move the driver in a planned change,
+for want of a network or of a free dpkg is no news. Asked by hand, nothing has been seen before: days are counted by the
+daemon alone. What to do: move the driver in a planned change,
 `sudo holdfast change begin --to VERSION --reason …`; mend dpkg with `sudo dpkg --configure -a`.
 """
 
@@ -83,7 +84,7 @@ def _fine(now: Observed, pending: Json, waits: Sequence[float]) -> Judgement:
         return Judgement(Status.OK, "nothing is held, and unattended upgrades are not blocked")
     if waits:
         words = f"security updates wait for {len(waits)} of the {now.value('held')} packages that are held"
-        return Judgement(Status.OK, f"{words}, the first for {max(waits):.0f} days")
+        return Judgement(Status.OK, f"{words}, the first for {max(waits):.0f} days" if max(waits) >= 1 else words)
     return Judgement(Status.OK, f"no security update waits for the {now.value('held')} packages that are held")
 
 

@@ -15,7 +15,7 @@ from agent.host import Host
 
 LISTS = "/var/lib/apt/lists"
 """Where apt keeps its lists: the folder changes whenever one of them does."""
-QUERY_S = 40.0
+QUERY_S = 30.0
 """apt builds its cache in memory where it may not write: a second or two."""
 _LIMIT = 8 << 20
 _VERSION = re.compile(r"^ (\*\*\*|   ) (\S+) -?\d+(?: \(.*\))?$")
