@@ -55,7 +55,7 @@ def plan(host: Host, target: Target, params: Any) -> Plan:
     steps = [
         *_folders(host, about),
         *_fetched(about, sources),
-        *(() if copied else _copied(about, tuple(modules))),
+        *(() if copied else _copied(host, about, tuple(modules))),
         WriteFile(
             f"{about.folder}/{MANIFEST}",
             lambda host: saved_driver.text(saving.manifest(host, about, sources, tuple(modules), params.by)),
@@ -88,10 +88,15 @@ def _room(host: Host, needed: int) -> Wait | None:
 
 
 def _folders(host: Host, about: Subject) -> Iterator[PlanStep]:
-    owned = ("--group=holdfast",) if _has_group(host) else ()
     places = (FOLDER, about.folder, *(f"{about.folder}/{each}" for each in ("debs", "repacked", "modules")))
     yield Command(("rm", "--recursive", "--force", "--", f"{about.folder}/fetch", f"{about.folder}/modules.new"), 60.0)
-    yield Command(("install", "--directory", f"--mode={MODE}", *owned, "--", *places, f"{about.folder}/fetch"), 30.0)
+    yield _folder(host, *places, f"{about.folder}/fetch")
+
+
+def _folder(host: Host, *places: str) -> Command:
+    """Folders that root writes and the daemon may look into."""
+    owned = ("--group=holdfast",) if _has_group(host) else ()
+    return Command(("install", "--directory", f"--mode={MODE}", *owned, "--", *places), 30.0)
 
 
 def _has_group(host: Host) -> bool:
@@ -152,9 +157,9 @@ def _chunks(wanted: Sequence[Source]) -> Iterator[list[Source]]:
         yield chunk
 
 
-def _copied(about: Subject, names: Sequence[str]) -> Iterator[PlanStep]:
+def _copied(host: Host, about: Subject, names: Sequence[str]) -> Iterator[PlanStep]:
     fresh, place = f"{about.folder}/modules.new", f"{about.folder}/modules"
-    yield Command(("install", "--directory", f"--mode={MODE}", "--", fresh), 30.0)
+    yield _folder(host, fresh)
     yield Command(
         ("cp", "--parents", "--dereference", "--reflink=auto", "--preserve=timestamps", "--", *names, fresh),
         COPY_S,

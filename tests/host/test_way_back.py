@@ -55,7 +55,7 @@ def test_what_was_saved_is_put_back_without_a_network_and_proven_after_the_reboo
     assert {each["origin"] for each in manifest["packages"]} <= {"archive", "cache"}
     assert {each["file"] for each in manifest["modules"]} >= {"modules/kernel/nvidia-550srv/nvidia.ko"}
     assert "linked or built again" in manifest["tried"]["words"]
-    modes = ubuntu.host.sh(f"stat -c '%a %U:%G' {SETS} {SET} {SET}/debs").splitlines()
+    modes = ubuntu.host.sh(f"stat -c '%a %U:%G' {SETS} {SET} {SET}/debs {SET}/modules").splitlines()
     assert set(modes) == {"750 root:holdfast"}
     # The trial has touched nothing, and left nothing.
     assert ubuntu.host.run("ls", "-A", SETS).stdout.split() == [SET.rpartition("/")[2]]
