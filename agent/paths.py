@@ -1,9 +1,10 @@
 """Notices that files have changed, so that the checks which read them are looked at within seconds. Never judges.
 
-One stat for each path and second, and no inotify: most of these files are replaced by a rename, which only a watch on
-their folder would see, and `/var/lib/dpkg` changes hundreds of times in one upgrade; some of them, and their folders,
-do not exist yet; and a watch can overflow or be lost with a mount. A stat costs some microseconds, cannot be lost, and
-is at most a second late. What a path cannot tell (no permission) counts as unchanged: the check's own cadence is there.
+One stat for each path every two seconds, and no inotify: most of these files are replaced by a rename, which only a
+watch on their folder would see, and `/var/lib/dpkg` changes hundreds of times in one upgrade; some of them, and their
+folders, do not exist yet; and a watch can overflow or be lost with a mount. A stat costs some microseconds, cannot be
+lost, and is at most two seconds late. What a path cannot tell (no permission) counts as unchanged: the check's own
+cadence is there.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from agent.errors import FileTrouble
 from agent.host import Host
 from agent.model import Moment
 
-POLL_S = 1.0
-"""How often every path is asked for, seconds."""
+POLL_S = 2.0
+"""How often every path is asked for, seconds. Sixteen paths cost 0.1 ms of CPU."""
 APART_S = 3.0
 """A file that is written again and again makes a check due at most this often, seconds, and after the last time."""
 SHARE = 10.0
