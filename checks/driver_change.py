@@ -50,7 +50,7 @@ def judge(now: Observed, before: Observed | None, params: NoParameters) -> Judge
 CHECK = Check(
     id="driver.change",
     scope="host",
-    every_s=30.0,
+    every_s=60.0,
     timeout_s=10.0,
     observe=observe,
     judge=judge,

@@ -181,9 +181,11 @@ def _words(now: Observed) -> str:
 CHECK = Check(
     id="engine.unit",
     scope="engine",
-    every_s=10.0,
+    every_s=20.0,
     timeout_s=15.0,
     observe=observe,
     judge=judge,
     applies=lambda target: target.unit is not None,
+    on_suspicion_s=5.0,
 )
+"""Asking systemd is most of what watching costs, and a process that ends makes this due at once anyway."""
