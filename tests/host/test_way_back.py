@@ -127,7 +127,7 @@ def test_a_person_approves_it_from_the_page_and_nothing_is_offered_that_cannot_w
     doctor = ubuntu.host.run("holdfast", "doctor", check=False).stdout
     assert "the way back would not work" in doctor, doctor
     refused = ubuntu.holdfast("run", "restore-driver")
-    assert (refused[0], "never saved here" in refused[1]) == (1, True), refused
+    assert (refused[0], "never saved here" in refused[1]) == (77, True), refused
 
 
 def test_damaged_files_are_refused_and_a_cut_in_the_middle_is_run_again(ubuntu: Box) -> None:
@@ -139,7 +139,7 @@ def test_damaged_files_are_refused_and_a_cut_in_the_middle_is_run_again(ubuntu: 
         f"cp -a {deb} /root/good; printf x | dd of={deb} bs=1 seek=1000 conv=notrunc; touch -r /root/good {deb}"
     )
     status, said = restored(ubuntu)
-    assert (status, "not what was saved (checksum)" in said, "nothing was touched" in said) == (1, True, True), said
+    assert (status, "not what was saved (checksum)" in said, "nothing was touched" in said) == (77, True, True), said
     assert ubuntu.installed() == before
     assert KERNEL not in ubuntu.night.boots_next()
     ubuntu.host.sh(f"cp -a /root/good {deb}")
@@ -179,7 +179,7 @@ def test_a_full_disk_is_refused_in_words_and_never_blocks_the_lock(ubuntu: Box) 
     assert "dpkg-repack" in missing["libnvidia-compute-550-server"]
     assert ubuntu.manifest["tried"] is None
     refused = ubuntu.holdfast("run", "restore-driver")
-    assert (refused[0], "lacks" in refused[1]) == (1, True), refused
+    assert (refused[0], "lacks" in refused[1]) == (77, True), refused
 
 
 BUILT_FOR = "6.1.0-40-amd64"
