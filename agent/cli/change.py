@@ -148,7 +148,8 @@ def _page(session: Session, change: Change) -> Result:
 
     seen = planned.look(session.host)
     found = planned.truths(change, seen)
-    guide = change_guide.next_step(change, found, seen.packages, change_guide.asked_for(session.host))
+    manual, offered = change_guide.asked_for(session.host), change_guide.offered_modules(session.host)
+    guide = change_guide.next_step(change, found, seen.packages, manual, offered)
     if not session.root and any(each.ok is None for each in found):
         guide = Next("only root sees all of it", "sudo holdfast change status")
     left_s = -change.overdue_s(session.host.clock.now())

@@ -1,4 +1,4 @@
-"""What a person types next during a planned change. Pure: names are derived from what is installed, never looked up.
+"""What a person types next during a planned change, derived from what is installed and what the archive offers.
 
 Where a name cannot be derived, plain words say what to install: a wrong command is worse than none.
 """
@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from agent.errors import HostError
 from agent.host import Host, packages
 from agent.host.changes import Change
+from agent.host.debian_version import newest_last
 from agent.host.packages import Package
 from agent.host.planned import Truth
 
-SHOW_MANUAL_S = 20.0
+ASK_APT_S = 20.0
+READY_MODULES = "linux-modules-nvidia-"
 _MODULES = re.compile(r"linux-modules-nvidia-(\d{3}(?:-server)?(?:-open)?)-(\d+\.\d+\.\d+-\d+-[a-z0-9-]+)")
 """Ubuntu's ready-made modules of one kernel: the variant, and the kernel's release."""
 _DKMS = re.compile(r"nvidia-(?:.*-)?dkms(?:-.*)?")
@@ -34,14 +36,32 @@ class Next:
 def asked_for(host: Host) -> frozenset[str]:
     """The packages that a person asked for by name, as apt remembers it; none where it cannot be asked."""
     try:
-        answer = host.run(["apt-mark", "showmanual"], timeout_s=SHOW_MANUAL_S)
+        answer = host.run(["apt-mark", "showmanual"], timeout_s=ASK_APT_S)
     except HostError:
         return frozenset()
     return frozenset(answer.stdout.split()) if answer.rc == 0 else frozenset()
 
 
-def next_step(change: Change, found: Sequence[Truth], installed: Iterable[Package], manual: Collection[str]) -> Next:
-    """The next thing to do, from the truths as they are now."""
+def offered_modules(host: Host) -> frozenset[str]:
+    """Every package of ready-made modules that the archive offers; none where apt cannot be asked."""
+    try:
+        answer = host.run(["apt-cache", "pkgnames", READY_MODULES], timeout_s=ASK_APT_S)
+    except HostError:
+        return frozenset()
+    return frozenset(answer.stdout.split()) if answer.rc == 0 else frozenset()
+
+
+def next_step(
+    change: Change,
+    found: Sequence[Truth],
+    installed: Iterable[Package],
+    manual: Collection[str] = (),
+    offered: Collection[str] = (),
+) -> Next:
+    """The next thing to do, from the truths as they are now. Pure.
+
+    manual: the packages that a person asked for. offered: the modules that the archive has, () when nobody knows.
+    """
     state = {each.name: each for each in found}
     unknown = next((each for each in found if each.ok is None), None)
     if unknown is not None:
@@ -58,7 +78,7 @@ def next_step(change: Change, found: Sequence[Truth], installed: Iterable[Packag
     present = tuple(installed)
     lacking = "next boot" in wrong and _lacks_kernel(change, present)
     if {"packages", "libraries", "module, next boot"} & set(wrong) or lacking:
-        line = install_line(change, present, manual)
+        line = install_line(change, present, manual, offered)
         words = f"install driver {change.to}" + (f" and kernel {change.kernel}" if change.kernel else "")
         return Next(words if line else f"{words}, with the packages of this distribution", line)
     if "next boot" in wrong:
@@ -67,8 +87,14 @@ def next_step(change: Change, found: Sequence[Truth], installed: Iterable[Packag
     return Next("the planned driver is in place and comes with the next boot", "sudo reboot")
 
 
-def install_line(change: Change, installed: Iterable[Package], manual: Collection[str]) -> str:
-    """The apt line that leads to the planned driver and kernel, "" where the names cannot be derived."""
+def install_line(
+    change: Change, installed: Iterable[Package], manual: Collection[str] = (), offered: Collection[str] = ()
+) -> str:
+    """The apt line that leads to the planned driver and kernel, "" where the names cannot be derived. Pure.
+
+    Where any kernel will do and the archive has no module of the planned branch for the one that runs, it leads to the
+    newest kernel of the same flavour for which it has one.
+    """
     present = [each for each in installed if each.installed]
     ours = [each.name for each in packages.driver_packages(present) if not _COMES_ALONG.match(each.name)]
     if not ours:
@@ -84,9 +110,25 @@ def install_line(change: Change, installed: Iterable[Package], manual: Collectio
         if any(_DKMS.fullmatch(name) for name in ours):
             names.append(f"linux-headers-{change.kernel}")
         kernels = {change.kernel} if variants else set()
-    renamed = {_renamed(f"-{variant}", change).removeprefix("-") for variant in variants}
-    names += [f"linux-modules-nvidia-{variant}-{kernel}" for variant in sorted(renamed) for kernel in sorted(kernels)]
+    renamed = sorted({_renamed(f"-{variant}", change).removeprefix("-") for variant in variants})
+    there = {*offered, *(each.name for each in present)} if offered else set()
+    for variant, kernel in ((variant, kernel) for variant in renamed for kernel in sorted(kernels)):
+        if not there or f"{READY_MODULES}{variant}-{kernel}" in there:
+            names.append(f"{READY_MODULES}{variant}-{kernel}")
+            continue
+        other = None if change.kernel else _newest_like(kernel, variant, offered)
+        if other is None:
+            return ""
+        names += [f"linux-image-{other}", f"{READY_MODULES}{variant}-{other}"]
     return " ".join(("sudo apt install", *dict.fromkeys(names))) if names else ""
+
+
+def _newest_like(kernel: str, variant: str, offered: Collection[str]) -> str | None:
+    """The newest kernel of the same flavour for which the archive has modules of this variant; None for none."""
+    flavour = kernel.split("-", 2)[-1]
+    found = (_MODULES.fullmatch(name) for name in offered)
+    fitting = [each[2] for each in found if each and each[1] == variant and each[2].split("-", 2)[-1] == flavour]
+    return max(fitting, key=newest_last, default=None)
 
 
 def _renamed(name: str, change: Change) -> str:

@@ -42,7 +42,7 @@ def box(release: str = OLD, version: str = A, **changed: Any) -> FakeHost:
         LOCK: f"# by hand\n{A}\n", **changed,
     }  # fmt: skip
     answers = {module_path(each, PLACE): modinfo(version, each) for each in (OLD, NEW)}
-    commands = {**tells(answers), ("apt-mark", "showmanual"): ""}
+    commands = {**tells(answers), ("apt-mark", "showmanual"): "", ("apt-cache", ...): ""}
     return FakeHost.build(files, commands=commands, http=SERVING, units={"chat.service": {}})
 
 

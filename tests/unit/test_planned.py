@@ -8,7 +8,7 @@ import pytest
 
 from agent.host import planned
 from agent.host.boot import NextBoot
-from agent.host.change_guide import asked_for, install_line, next_step
+from agent.host.change_guide import asked_for, install_line, next_step, offered_modules
 from agent.host.changes import Change
 from agent.host.driver import Lock
 from agent.host.driver_truth import Future, Present, Reading
@@ -203,7 +203,23 @@ def test_half_done_packages_and_a_stale_ramdisk_have_their_own_commands() -> Non
     assert next_step(CHANGE, unknown, (), ()).command == "holdfast lock show"
 
 
-def test_what_a_person_asked_for_is_apts_word_or_nothing() -> None:
+def test_where_the_archive_has_no_module_for_the_running_kernel_the_line_leads_to_one_that_has() -> None:
+    offered = {
+        f"linux-modules-nvidia-580-server-{release}"
+        for release in ("6.8.0-60-generic", NEW, "6.8.0-200-lowlatency", "7.0.0-31-generic-64k")
+    } | {"linux-modules-nvidia-580-server-generic", f"linux-modules-nvidia-590-server-{OLD}"}
+    line = install_line(CHANGE, installed(), MANUAL, offered)
+    assert line.endswith(f" linux-image-{NEW} linux-modules-nvidia-580-server-{NEW}")
+    there = {*offered, f"linux-modules-nvidia-580-server-{OLD}"}
+    assert install_line(CHANGE, installed(), MANUAL, there).endswith(f" linux-modules-nvidia-580-server-{OLD}")
+    assert install_line(replace(CHANGE, kernel="6.8.0-99-generic"), installed(), MANUAL, offered) == ""
+    assert install_line(CHANGE, installed(), MANUAL, {"linux-modules-nvidia-590-server-generic"}) == ""
+
+
+def test_what_a_person_asked_for_and_what_the_archive_has_is_apts_word_or_nothing() -> None:
+    assert offered_modules(FakeHost.build(commands={("apt-cache", ...): "a\nb\n"})) == {"a", "b"}
+    for answer in (100, timed_out()):
+        assert offered_modules(FakeHost.build(commands={("apt-cache", ...): answer})) == frozenset()
     assert asked_for(FakeHost.build(commands={"apt-mark showmanual": "a\nb\n"})) == {"a", "b"}
     for answer in (100, timed_out()):
         assert asked_for(FakeHost.build(commands={"apt-mark showmanual": answer})) == frozenset()
