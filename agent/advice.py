@@ -76,7 +76,7 @@ class Adviser:
         )
 
     def _for_a_person(self, finding: Finding, *, curable: bool = False) -> Advice:
-        """What no runbook cures, at least on this host; what a planned change leads through is left to whoever is at it.
+        """What no runbook cures, at least on this host; what a planned change goes through is left to whoever is at it.
 
         curable: there is a runbook, and this host has not what it needs.
         """

@@ -147,7 +147,7 @@ def test_damaged_files_are_refused_and_a_cut_in_the_middle_is_run_again(ubuntu: 
     # Killed while dpkg is at work, with dpkg: systemd clears what the runner leaves.
     asked = ubuntu.host.popen("holdfast", "run", "restore-driver")
     run = ubuntu.wait_for_step("putting back ")
-    ubuntu.host.wait_for(lambda: ubuntu.host.sh("pgrep -x dpkg || true"), 120, "dpkg at work", every=0.01)
+    ubuntu.host.wait_for(lambda: ubuntu.host.sh("pgrep -f 'dpkg .*--unpack' || true"), 120, "dpkg at work", every=0.01)
     holder = json.loads(ubuntu.host.read("/var/lib/holdfast-runner/locks/host"))
     assert holder["run"] == run
     ubuntu.host.run("kill", "-KILL", str(holder["pid"]))

@@ -259,7 +259,6 @@ def test_the_record_says_who_asked_for_what_with_which_inputs() -> None:
     assert words(replace(record, data={**data, "inputs": {}})).endswith("by uid 0")
 
 
-
 def test_a_changed_record_is_critical() -> None:
     text = recorded(*DONE).replace("succeeded", "failed")
     said = holdfast("audit", "verify", "--json", host=host({ledger.FILE: text}))
