@@ -19,6 +19,7 @@ from agent.host import Host, drop_ins, holding, holds, packages
 from agent.host.hold_set import hold_set
 from agent.host.holding import Look
 from agent.host.holds import Owned
+from agent.host.packages import Package
 from agent.model import Json, Risk
 from agent.plugin import Action, Noop, Parameters, Plan, PlanStep, Refuse, RemoveFile, Target, WriteFile
 
@@ -63,7 +64,7 @@ def plan(host: Host, target: Target, params: Any) -> Plan:
     if ours is None and params.purpose == "restore":
         return Plan((Noop("nobody has asked for holds here"),))
     if ours is not None and params.purpose == "reassert":
-        return _reasserted(host, ours)
+        return _reasserted(host, target, ours)
     found = holding.look(host)
     if found.refusal is not None and (params.purpose == "hold" or found.refusal.code == holding.NO_DPKG):
         return Plan((Refuse(found.refusal.words, found.refusal.code),))
@@ -94,18 +95,21 @@ def _as_it_was(path: str, text: Json) -> PlanStep:
     return WriteFile(path, str(text), RECORD_MODE if path == holds.FILE else 0o644)
 
 
-def _reasserted(host: Host, ours: Owned) -> Plan:
+def _reasserted(host: Host, target: Target, ours: Owned) -> Plan:
     """Set again what must be on hold and is not; nothing is released. Nor undone: a person has asked for holds."""
     installed = packages.installed(host)
     now = {package.key: package.held for package in installed}
     # While they were suspended nothing of ours was on hold, so what is now was held by somebody else.
     kept = [key for key in ours.packages if not (ours.suspended and now.get(key) is True)]
-    since = [key for key in hold_set(installed, ours.kernel).keys if now[key] is False and key not in kept]
+    chosen = hold_set(installed, ours.kernel).keys
+    since = [key for key in chosen if now[key] is False and key not in kept]
     missing = [*(key for key in kept if now.get(key) is False), *since]
     record = replace(ours, packages=(*kept, *since), suspended=False)
-    if not missing and record == ours:
+    files = _drop_ins(host, target, [*record.packages, *chosen], installed)
+    if not missing and record == ours and not files:
         return Plan((Noop("everything that must be on hold is"),))
     steps: list[PlanStep] = [_record(record)] if record != ours else []
+    steps += [WriteFile(path, text) for path, text in files.items()]
     return Plan((*steps, *set_holds(missing), Noop(f"{_counted(len(missing))} on hold again")))
 
 
@@ -116,7 +120,7 @@ def _held(host: Host, target: Target, found: Look, ours: Owned | None) -> Plan:
     turn = _turn(found.chosen.keys, now, mine)
     by = target.params.by if target.params.purpose == "hold" or ours is None else ours.by
     owned = Owned(turn.ours, found.driver, found.chosen.kernel, host.clock.now().wall, by)
-    files = {path: text for path, text in _drop_ins(host, target, found).items() if _text(host, path) != text}
+    files = _drop_ins(host, target, found.chosen.keys, found.installed)
     summary = Noop(_summary(found, turn))
     same = ours is not None and replace(owned, at=ours.at, by=ours.by) == ours
     if same and not turn.new and not turn.obsolete and not files:
@@ -153,12 +157,12 @@ def _record(owned: Owned) -> WriteFile:
     return WriteFile(holds.FILE, holds.text(owned) + "\n", RECORD_MODE)
 
 
-def _drop_ins(host: Host, target: Target, found: Look) -> dict[str, str]:
-    """The generated files and what they should say."""
-    wanted = {drop_ins.UNATTENDED: drop_ins.unattended(found.chosen.keys, holding.native_architecture(found.installed))}
+def _drop_ins(host: Host, target: Target, keys: Sequence[str], installed: Sequence[Package]) -> dict[str, str]:
+    """The generated files that do not say yet what they should, and what that is. keys: everything on hold."""
+    wanted = {drop_ins.UNATTENDED: drop_ins.unattended(keys, holding.native_architecture(installed))}
     if host.files.exists(drop_ins.NEEDRESTART_FOLDER):
         wanted[drop_ins.NEEDRESTART] = drop_ins.needrestart(each.unit for each in target.engines if each.unit)
-    return wanted
+    return {path: text for path, text in wanted.items() if _text(host, path) != text}
 
 
 def _text(host: Host, path: str) -> str | None:

@@ -290,6 +290,16 @@ def test_reassert_sets_again_what_is_on_record_and_what_of_the_driver_came_since
     dpkg.sources[NEWER] = "nvidia-graphics-drivers-580-server"
     assert do(HOLD, host, purpose="reassert") == "5 packages on hold again"
     assert dpkg.held == ours(host) == {*ALL, f"{NEWER}:amd64"}
+    assert all(f'"{name}$"' in host.files.read_text(drop_ins.UNATTENDED) for name in (NEWER, UTILS))
+
+
+def test_reassert_writes_the_files_again_that_a_reinstallation_of_the_package_had_taken_away() -> None:
+    host = box(Dpkg())
+    do(HOLD, host)
+    before = host.files.read_text(drop_ins.UNATTENDED)
+    host.files.remove(drop_ins.UNATTENDED)
+    do(HOLD, host, purpose="reassert")
+    assert host.files.read_text(drop_ins.UNATTENDED) == before
 
 
 def test_reassert_has_nothing_to_do_where_all_is_well() -> None:
