@@ -223,8 +223,9 @@ def test_a_driver_that_is_built_here_is_saved_with_its_compiler_and_put_back(
     }
     tools.append(make_deb(tmp_path, f"linux-image-{BUILT_FOR}", files=places))
     for version in (BUILT, "550.163.01"):
-        make_module(debian, "0-made", version)
-        debian.sh(f"mkdir -p /var/lib/bed/{version}; mv /lib/modules/0-made/updates/dkms/*.ko /var/lib/bed/{version}/")
+        make_module(debian, "0.0.0-made", version)
+        made = f"/var/lib/bed/{version}"
+        debian.sh(f"mkdir -p {made}; mv /lib/modules/0.0.0-made/updates/dkms/*.ko {made}/")
     publish(debian, [*tools, *debian_driver(tmp_path, BUILT)])
     names = [f"linux-image-{BUILT_FOR}", f"linux-headers-{BUILT_FOR}", "nvidia-kernel-dkms", "libcuda1"]
     debian.run("apt-get", "-q", "-y", "install", *names, timeout=120)
