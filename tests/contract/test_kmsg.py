@@ -138,6 +138,12 @@ def test_nothing_else_is_handed_over(tmp_path: Path, said: bytes) -> None:
     assert answer["error"]["code"] == "request-invalid"
 
 
+def test_what_a_check_observed_before_is_no_question_for_the_log(tmp_path: Path) -> None:
+    said = b'{"v":1,"check":"gpu.xid","subject":"host","before":{"hand":"kernel-log"}}'
+    answer = inspector.answer(World(tmp_path).host(), Connection(said, DAEMON_UID))  # type: ignore[arg-type]
+    assert answer["error"]["code"] == "unknown-check"
+
+
 @pytest.mark.skipif(not os.access(kmsg.DEVICE, os.R_OK) or os.geteuid() != 0, reason="needs root and a kernel log")
 def test_the_real_device_numbers_its_records_without_a_gap() -> None:
     reader = kmsg.RealKmsg(Socket())
