@@ -135,8 +135,11 @@ def back_or_why(host: Host, manifest: Manifest) -> str:
 
 
 def _apt_get(how: str, paths: Sequence[str]) -> tuple[str, ...]:
+    """The command. Where dependencies are broken already apt-get does nothing without --fix-broken, not even mend them;
+    what that would remove is judged as all else is.
+    """
     return (
         "env", f"APT_CONFIG={APT_CONFIGURATION}", "DEBIAN_FRONTEND=noninteractive", "NEEDRESTART_SUSPEND=1",
-        "apt-get", "install", how, "--quiet", "--reinstall", "--allow-downgrades", "--allow-change-held-packages",
+        "apt-get", "install", how, "--quiet", "--reinstall", "--fix-broken", "--allow-downgrades", "--allow-change-held-packages",
         "--option", "DPkg::Lock::Timeout=60", *paths,
     )  # fmt: skip
