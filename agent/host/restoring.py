@@ -140,6 +140,6 @@ def _apt_get(how: str, paths: Sequence[str]) -> tuple[str, ...]:
     """
     return (
         "env", f"APT_CONFIG={APT_CONFIGURATION}", "DEBIAN_FRONTEND=noninteractive", "NEEDRESTART_SUSPEND=1",
-        "apt-get", "install", how, "--quiet", "--reinstall", "--fix-broken", "--allow-downgrades", "--allow-change-held-packages",
-        "--option", "DPkg::Lock::Timeout=60", *paths,
+        "apt-get", "install", how, "--quiet", "--reinstall", "--fix-broken", "--allow-downgrades",
+        "--allow-change-held-packages", "--option", "DPkg::Lock::Timeout=60", *paths,
     )  # fmt: skip
