@@ -186,7 +186,7 @@ def test_json_keeps_times_as_rfc3339_and_every_field(tmp_path: Path) -> None:
     assert data["status"] == "CRITICAL"
     assert data["incidents"][0]["since"] == "2027-01-15T07:56:00.000Z"
     assert data["driver"] == {"loaded": "580.178.04", "locked": "580.178.04", "problem": ""}
-    assert data["pause"] is None
+    assert (data["pause"], data["change"]) == (None, None)
 
 
 def test_another_driver_than_the_locked_one_is_named(tmp_path: Path) -> None:
