@@ -51,7 +51,7 @@ def test_a_driver_that_is_not_the_locked_one_is_paged_and_blocks_no_repair(host:
     scene.resolved("driver-drift", 60)
 
 
-def test_every_way_of_having_no_lock_has_its_own_result_and_none_pages(host: Boot) -> None:
+def test_every_way_of_having_no_lock_has_its_own_result_and_only_one_that_cannot_be_used_pages(host: Boot) -> None:
     scene = watched(host)
 
     def looked(lock: str | None, exit_code: int, *words: str) -> None:
@@ -68,11 +68,16 @@ def test_every_way_of_having_no_lock_has_its_own_result_and_none_pages(host: Boo
     show_driver(scene)
     looked(f"{OLD}\n", 0, f"driver {OLD} runs, as locked")
     looked(None, 1, f"driver {OLD} runs, but no version is locked")
+    time.sleep(NOTHING_MORE_S)
+    assert scene.pages() == [], "who has no lock has asked for nothing"
     looked("latest\n", 1, "nothing is locked", "'latest' is not a driver version")
     looked("# to be done\n", 1, "nothing is locked", "names no version")
     looked(f"{OLD}\n{NEW}\n", 1, "nothing is locked", OLD, NEW)
-    time.sleep(NOTHING_MORE_S)
-    assert scene.pages() == []
+    page = scene.triggered("lock-unusable", 90)
+    assert page.severity == "warning"
+    assert NEW in page.message
+    looked(f"{OLD}\n", 0, f"driver {OLD} runs, as locked")
+    scene.resolved("lock-unusable", 90)
 
 
 def refused(scene: Watched, words: Sequence[str]) -> None:
