@@ -147,7 +147,8 @@ def test_damaged_files_are_refused_and_a_cut_in_the_middle_is_run_again(ubuntu: 
     # The power goes while dpkg is at work.
     asked = ubuntu.host.popen("holdfast", "run", "restore-driver")
     run = ubuntu.wait_for_step("putting back ")
-    ubuntu.host.wait_for(lambda: ubuntu.host.sh("pgrep -f 'dpkg .*--unpack' || true"), 120, "dpkg at work", every=0.01)
+    at_work = "pgrep -f '[d]pkg .*--unpack' || true"
+    ubuntu.host.wait_for(lambda: ubuntu.host.sh(at_work), 120, "dpkg at work", every=0.01)
     ubuntu.host.power_cut()
     asked.communicate(timeout=60)
     ubuntu.boots_into(DRIVER, KERNEL)
