@@ -80,9 +80,15 @@ def _missing(package: Package, known: Mapping[str, Json], record: Owned) -> dict
     return {
         "name": package.name,
         "version": package.version,
-        "was": known.get(package.key),
+        "was": known.get(package.key) or _recorded(package, record),
         "ours": package.key in record.packages,
     }
+
+
+def _recorded(package: Package, record: Owned) -> str | None:
+    """The driver that was held, where the package brings another one now: known although it was never seen held."""
+    ours = package.key in record.packages and packages.shares_the_version(package) and record.driver
+    return record.driver if ours and package.driver_version != record.driver else None
 
 
 def _known(before: Observed | None) -> Mapping[str, Json]:

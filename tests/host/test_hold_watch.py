@@ -158,7 +158,7 @@ def test_a_newer_library_with_dpkg_clears_the_hold_and_is_told_within_ten_second
     ubuntu.wait_for(lambda: held(ubuntu) == ours, 60, "the hold to be back")
     print(f"held again {float(ubuntu.run('date', '+%s.%N').stdout) - ended:.1f} s after dpkg -i ended")
     cleared = scene.triggered("hold-missing", 30)
-    assert f"dpkg put {LIBRARY} {NEWER}-0ubuntu1 in the place of {DRIVER}-0ubuntu2" in words(cleared)
+    assert f"dpkg put {LIBRARY} {NEWER}-0ubuntu1 in the place of {DRIVER}" in words(cleared)
     scene.resolved("hold-missing", 60)
 
     refused = ubuntu.run("holdfast", "run", "restart-engine", "--engine", "chat", check=False)
