@@ -253,5 +253,7 @@ def test_a_driver_that_is_built_here_is_saved_with_its_compiler_and_put_back(
     done = debian.run("holdfast", "run", "restore-driver", check=False, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert debian.run("modinfo", "-k", BUILT_FOR, "-F", "version", "nvidia-current").stdout.strip() == BUILT
-    versions = debian.run("dpkg-query", "-W", "-f", "${Package} ${Version}\n", "libcuda1", "libnvidia-ml1", "gcc").stdout
+    versions = debian.run(
+        "dpkg-query", "-W", "-f", "${Package} ${Version}\n", "libcuda1", "libnvidia-ml1", "gcc"
+    ).stdout
     assert versions.split() == ["gcc", "1.0", "libcuda1", f"{BUILT}-1", "libnvidia-ml1", f"{BUILT}-1"]
