@@ -46,7 +46,7 @@ def test_ships_nothing_that_belongs_to_development(unpacked: Path) -> None:
         for path in (unpacked / "usr/lib/holdfast").rglob("*")
     }
     assert not [name for name in names if "__pycache__" in name or name.endswith((".pyc", ".orig")) or "/." in name]
-    assert not {name.split("/")[0] for name in names} - {"agent", "bin", "checks", "runbooks", "vendor"}
+    assert not {name.split("/")[0] for name in names} - {"agent", "apt-guard", "bin", "checks", "runbooks", "vendor"}
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)

@@ -92,8 +92,14 @@ def test_maintainer_scripts_never_touch_runs_on_an_upgrade_nor_holds_nor_engines
         name: (repository / "packaging/deb/debian" / name).read_text()
         for name in ("preinst", "postinst", "prerm", "postrm")
     }
+    # apt has the lock that releasing a hold needs: only the job that purge leaves behind does it, when apt is done.
+    job = re.search(r"<<'END'.*?^END$", scripts["postrm"], flags=re.DOTALL | re.MULTILINE)
+    assert job is not None
+    before, _, purge = scripts["postrm"].partition("\npurge)")
+    assert ("release_holds ||" in before, "release_holds ||" in purge) == (False, True)
     for name, text in scripts.items():
-        code = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith(("#", "echo")))
+        lines = text.replace(job[0], "").splitlines()
+        code = "\n".join(line for line in lines if not line.lstrip().startswith(("#", "echo")))
         assert not re.search(r"apt-mark|reboot|shutdown|systemctl (re)?start|docker (start|stop|restart)", code), name
     assert "holdfast-runner@" not in re.sub(r"^\s*#.*$", "", scripts["postinst"], flags=re.MULTILINE)
     upgrade = scripts["prerm"].split("upgrade | failed-upgrade) ;;")
