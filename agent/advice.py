@@ -13,7 +13,7 @@ from agent import facts, ledger, plugin
 from agent.config import Config
 from agent.decide import Caller, DecisionFacts, UnitFacts, decide
 from agent.errors import FileTrouble
-from agent.host import Host
+from agent.host import Host, changes
 from agent.messages import Advice
 from agent.model import CheckResult, Decision, Finding, Moment
 from agent.runbook import Runbook, Runbooks
@@ -80,7 +80,7 @@ class Adviser:
 
         curable: there is a runbook, and this host has not what it needs.
         """
-        change = facts.open_change(self._host) if self._is_expected(finding) else ""
+        change = changes.in_words(self._host) if self._is_expected(finding) else ""
         if change:
             why = f"a planned change is open: {change}"
             return Advice(None, Decision(False, why, "change-open"), left=why, command="holdfast change status")
@@ -107,7 +107,7 @@ class Adviser:
             known=known,
             attempts=ledger.attempts(records),
             paused_until=paused.until if paused else None,
-            change=facts.open_change(self._host),
+            change=changes.in_words(self._host),
             approved=any(
                 each.subject == finding.subject and each.runbook_hash == runbook.hash
                 for each in ledger.approvals(records, now)

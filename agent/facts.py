@@ -13,7 +13,7 @@ from typing import Any
 from agent import ledger, plugin
 from agent.config import Config
 from agent.decide import Caller, DecisionFacts, UnitFacts
-from agent.errors import FileTrouble, HostError
+from agent.errors import HostError
 from agent.host import Host, changes, driver, journal, stops, systemd
 from agent.ledger import Record
 from agent.model import Json
@@ -67,20 +67,11 @@ def gather(
         approved=asking.approved,
         attempts=ledger.attempts(records),
         paused_until=None if pause is None else pause.until,
-        change=open_change(host),
+        change=changes.in_words(host),
         in_flight=asking.in_flight,
         unit=None if unit is None else unit[0],
         incurable="" if engine is None or unit is None or unit[1] is None else _incurable(host, engine, unit[1]),
     )
-
-
-def open_change(host: Host) -> str:
-    """The planned change that is open, in words, "" for none; one that cannot be read counts as open."""
-    try:
-        change = changes.read(host)
-    except FileTrouble as error:
-        return error.message
-    return "" if change is None else change.words
 
 
 def _unit(host: Host, name: str) -> tuple[UnitFacts, systemd.UnitState | None]:

@@ -20,21 +20,14 @@ from typing import Any
 
 from variants import BootedHost, ensure  # isort: skip (makes the bed importable)
 
-from bed import PagerInbox, fake_devices, fake_driver, make_deb
+from bed import PagerInbox, make_deb
 from bed.host import booted
-from bed.kernels import DRIVER, KERNEL, set_grub_default, show_running_kernel, ubuntu_with_driver, without_a_disk
-from spine import ROUTING_KEY, built_package
+from bed.kernels import run_the_driver, ubuntu_with_driver
+from spine import told
 
 RESULTS = Path(__file__).with_name("results")
 NEWER = "550.54.99"
 LIB = "/usr/lib/x86_64-linux-gnu"
-CONFIGURATION = """\
-[[receiver]]
-name = "primary"
-kind = "pagerduty"
-routing_key_file = "/etc/holdfast/secrets/pagerduty"
-url = "{url}/v2/enqueue"
-"""
 TRUTHS = """\
 import json, resource, sys, time
 def used():
@@ -61,19 +54,10 @@ print(json.dumps({"spent": spent, "status": {name: str(result.status) for name, 
 
 def watched(host: BootedHost) -> PagerInbox:
     """Holdfast with its default settings and a pager, and a lock that agrees."""
-    without_a_disk(host)
-    set_grub_default(host, "0")
-    show_running_kernel(host, KERNEL)
-    fake_driver(host, DRIVER)
-    fake_devices(host)
-    host.install_deb(built_package())
-    inbox = PagerInbox(host, port=9099)
-    inbox.behave(202)
-    host.write("/etc/holdfast/secrets/pagerduty", ROUTING_KEY + "\n", mode=0o640)
-    host.write("/etc/holdfast/holdfast.toml", CONFIGURATION.format(url=inbox.url), mode=0o640)
-    host.sh("chgrp holdfast /etc/holdfast/secrets/pagerduty /etc/holdfast/holdfast.toml; systemctl restart holdfast")
+    run_the_driver(host)
+    scene = told(host)
     host.run("holdfast", "lock", "write")
-    return inbox
+    return scene.inbox
 
 
 def paged(inbox: PagerInbox, cause: str, since: float, timeout_s: float = 120.0) -> float | None:

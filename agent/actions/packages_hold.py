@@ -15,7 +15,7 @@ from pydantic import Field
 
 from agent.actions._selections import busy, on_hold, release_holds, set_holds
 from agent.errors import FileTrouble
-from agent.host import Host, drop_ins, holding, holds, packages
+from agent.host import Host, changes, drop_ins, holding, holds, packages
 from agent.host.hold_set import hold_set
 from agent.host.holding import Look
 from agent.host.holds import Owned
@@ -55,7 +55,7 @@ def plan(host: Host, target: Target, params: Any) -> Plan:
         return Plan((at_work,))
     ours = holds.owned(host)
     if params.purpose != "restore":
-        change = holding.open_change(host)
+        change = changes.in_words(host)
         if change:
             words = f"a planned change is open ({change}): holds come back when it ends (holdfast change status)"
             return Plan((Refuse(words, "change-open"),))

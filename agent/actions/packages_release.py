@@ -13,7 +13,7 @@ from typing import Any
 
 from agent.actions._selections import busy, on_hold, release_holds, set_holds
 from agent.errors import FileTrouble
-from agent.host import Host, drop_ins, holding, holds
+from agent.host import Host, changes, drop_ins, holds
 from agent.model import Json, Risk
 from agent.plugin import Action, Noop, Parameters, Plan, PlanStep, Refuse, RemoveFile, Target, WriteFile
 
@@ -37,7 +37,7 @@ def plan(host: Host, target: Target, params: Any) -> Plan:
     if ours is None:
         gone = () if params.keep_record else files
         return Plan((*map(RemoveFile, gone), Noop("nothing here is held by Holdfast")))
-    change = "" if params.keep_record else holding.open_change(host)
+    change = "" if params.keep_record else changes.in_words(host)
     if change:
         words = f"a planned change is open ({change}), and its end restores the holds: end it first"
         return Plan((Refuse(words, "change-open"),))

@@ -49,7 +49,7 @@ def hold(
 
 def _explained() -> Result:
     """What `hold` would do here now. Raises HostError where dpkg cannot be asked."""
-    from agent.host import holding, holds
+    from agent.host import changes, holding, holds
 
     host = current().host
     found = holding.look(host)
@@ -61,7 +61,7 @@ def _explained() -> Result:
         owned, readable = None, False
     mine = owned.packages if owned is not None and not owned.suspended else ()
     packages = [_row(chosen, mine, readable=readable) for chosen in found.chosen.packages]
-    change = holding.open_change(host) if readable else ""
+    change = changes.in_words(host) if readable else ""
     data: dict[str, Json] = {
         "driver": found.driver or None,
         "kernel": found.chosen.kernel or None,

@@ -77,3 +77,12 @@ def read(host: Host) -> Change | None:
         raise
     except (ValueError, KeyError, TypeError) as error:
         raise FileTrouble(f"{FILE} is no planned change: {error}", kind="other", where=FILE) from error
+
+
+def in_words(host: Host) -> str:
+    """The planned change that is open, in words, "" for none; one that cannot be read counts as open."""
+    try:
+        change = read(host)
+    except FileTrouble as error:
+        return error.message
+    return "" if change is None else change.words

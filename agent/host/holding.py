@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agent.errors import FileTrouble
-from agent.host import Host, boot, changes, driver_truth, packages
+from agent.host import Host, boot, driver_truth, packages
 from agent.host.driver_truth import Present
 from agent.host.hold_set import HoldSet, hold_set
 from agent.host.packages import Package
@@ -50,15 +49,6 @@ def look(host: Host) -> Look:
 def native_architecture(installed: Sequence[Package]) -> str:
     """The host's own architecture: dpkg's, "" when dpkg is not among the packages."""
     return next((package.architecture for package in installed if package.name == "dpkg"), "")
-
-
-def open_change(host: Host) -> str:
-    """The planned change that is open, in words, "" for none; one that cannot be read counts as open."""
-    try:
-        change = changes.read(host)
-    except FileTrouble as error:
-        return error.message
-    return "" if change is None else change.words
 
 
 def _unlocked(now: Present) -> Refusal | None:

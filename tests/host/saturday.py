@@ -6,25 +6,20 @@ import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
 
-from bed import BootedHost, PagerInbox, fake_devices, fake_driver, mirror
+from bed import BootedHost, mirror
 from bed.host import booted
-from bed.kernels import DRIVER, KERNEL, set_grub_default, show_running_kernel, ubuntu_with_driver, without_a_disk
+from bed.kernels import (
+    run_the_driver,
+    ubuntu_with_driver,
+)
 from bed.mirror import Mirror
-from spine import ROUTING_KEY, Watched, built_package
+from spine import Watched, told
 
 METAS = ("linux-image-virtual", "linux-modules-nvidia-550-server-generic")
 """The packages that draw in each newer kernel and its module."""
 LOG = "/var/log/unattended-upgrades/unattended-upgrades.log"
 LIB = "/usr/lib/x86_64-linux-gnu"
-CONFIGURATION = """\
-[[receiver]]
-name = "primary"
-kind = "pagerduty"
-routing_key_file = "/etc/holdfast/secrets/pagerduty"
-url = "{url}/v2/enqueue"
-"""
 QUIET = {"DEBIAN_FRONTEND": "noninteractive"}
 
 
@@ -83,15 +78,7 @@ class Saturday:
 
     def install_holdfast(self) -> Watched:
         """Install the package and let its pages arrive in an inbox; nothing is locked or held by that."""
-        self.host.install_deb(built_package())
-        inbox = PagerInbox(self.host, port=9099)
-        inbox.behave(202)
-        self.host.write("/etc/holdfast/secrets/pagerduty", ROUTING_KEY + "\n", mode=0o640)
-        self.host.write("/etc/holdfast/holdfast.toml", CONFIGURATION.format(url=inbox.url), mode=0o640)
-        self.host.sh(
-            "chgrp holdfast /etc/holdfast/secrets/pagerduty /etc/holdfast/holdfast.toml; systemctl restart holdfast"
-        )
-        return Watched(self.host, inbox, cast(Any, None))
+        return told(self.host)
 
     def check(self, name: str) -> tuple[int, str]:
         """A check's exit status and what it says."""
@@ -122,11 +109,7 @@ def saturday() -> Iterator[Saturday]:
     with booted(
         "noble", ubuntu_with_driver(), name="host", writable=True, binds={offered.folder: mirror.PLACE}
     ) as host:
-        without_a_disk(host)
-        set_grub_default(host, "0")
-        show_running_kernel(host, KERNEL)
-        fake_driver(host, DRIVER)
-        fake_devices(host)
+        run_the_driver(host)
         scene = Saturday(host, offered)
         mirror.use(host, "noble")
         scene.upgrade("install", *METAS)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from bed import BootedHost, LlamaUnit, PagerInbox, llama_unit
 
@@ -16,23 +16,25 @@ ROUTING_KEY = "R0123456789ABCDEF0123456789ABCDEF"[:32]
 CANARY_PROMPT = "kanarie-4711-geheim"
 """A prompt that must appear nowhere but in the engine."""
 
-CONFIGURATION = """\
+RECEIVER = """\
+[[receiver]]
+name = "primary"
+kind = "pagerduty"
+routing_key_file = "/etc/holdfast/secrets/pagerduty"
+url = "{url}/v2/enqueue"
+"""
+CONFIGURATION = f"""\
 [autonomy]
-mode = "{mode}"
+mode = "{{mode}}"
 
 [[engine]]
 name = "chat"
 kind = "llama.cpp"
 url = "http://127.0.0.1:8080"
 unit = "llama-server.service"
-{engine}
+{{engine}}
 
-[[receiver]]
-name = "primary"
-kind = "pagerduty"
-routing_key_file = "/etc/holdfast/secrets/pagerduty"
-url = "{url}/v2/enqueue"
-{more}
+{RECEIVER}{{more}}
 """
 
 
@@ -135,6 +137,24 @@ class Watched:
         return dump + "".join(event.body for event in self.inbox.events())
 
 
+def installed(host: BootedHost) -> PagerInbox:
+    """Install the package as apt does, with a key for the pager whose inbox is returned; nothing is configured yet."""
+    host.install_deb(built_package())
+    inbox = PagerInbox(host, port=9099)
+    inbox.behave(202)
+    host.write("/etc/holdfast/secrets/pagerduty", ROUTING_KEY + "\n", mode=0o640)
+    host.sh("chgrp holdfast /etc/holdfast/secrets/pagerduty")
+    return inbox
+
+
+def told(host: BootedHost, more: str = "") -> Watched:
+    """An installed Holdfast without an engine, whose pages arrive in an inbox. more: further configuration."""
+    inbox = installed(host)
+    host.write("/etc/holdfast/holdfast.toml", RECEIVER.format(url=inbox.url) + more, mode=0o640)
+    host.sh("chgrp holdfast /etc/holdfast/holdfast.toml; systemctl restart holdfast")
+    return Watched(host, inbox, cast(Any, None))
+
+
 def watched(
     host: Callable[..., BootedHost],
     suite: str = "bookworm",
@@ -152,11 +172,7 @@ def watched(
     restart: the engine's `Restart=`. engine, more: lines for its table and for the end of the configuration.
     """
     booted = host(suite, writable=writable)
-    booted.install_deb(built_package())
-    inbox = PagerInbox(booted, port=9099)
-    inbox.behave(202)
-    booted.write("/etc/holdfast/secrets/pagerduty", ROUTING_KEY + "\n", mode=0o640)
-    booted.sh("chgrp holdfast /etc/holdfast/secrets/pagerduty")
+    inbox = installed(booted)
     scene = Watched(booted, inbox, llama_unit(booted, restart=restart, extra_args=list(extra_args), **unit))
     scene.configure(mode=mode, engine=engine, more=more)
     scene.wait_ready()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from bed import Bed, BootedHost, PagerInbox, engine, fake_devices, fake_driver, llama_unit, mirror
+from bed import Bed, BootedHost, engine, fake_devices, fake_driver, llama_unit, mirror
 from bed.bed import LLAMA, MODELS
 from bed.host import booted
 from bed.kernels import (
@@ -22,14 +22,13 @@ from bed.kernels import (
     NEXT_KERNEL,
     NEXT_KERNEL_DEBS,
     make_module,
-    set_grub_default,
+    run_the_driver,
     show_running_kernel,
     ubuntu_with_driver,
-    without_a_disk,
 )
 from bed.mirror import Mirror
 from cutting import GATE, GATE_SCRIPT
-from spine import ROUTING_KEY, Watched, built_package
+from spine import Watched, installed
 
 RUNNER = "/var/lib/holdfast-runner"
 CHANGE = f"{RUNNER}/change.json"
@@ -104,17 +103,9 @@ def box(bed: Bed) -> Iterator[Box]:
         print(note)
     binds = {offered.folder: mirror.PLACE, engine.llama_server(): LLAMA, engine.models(): MODELS}
     with booted("noble", ubuntu_with_driver(), name="host", writable=True, binds=binds) as host:
-        without_a_disk(host)
-        set_grub_default(host, "0")
-        show_running_kernel(host, KERNEL)
-        fake_driver(host, DRIVER)
-        fake_devices(host)
+        run_the_driver(host)
         mirror.use(host, *mirror.POCKETS)
-        host.install_deb(built_package())
-        inbox = PagerInbox(host, port=9099)
-        inbox.behave(202)
-        host.write("/etc/holdfast/secrets/pagerduty", ROUTING_KEY + "\n", mode=0o640)
-        host.sh("chgrp holdfast /etc/holdfast/secrets/pagerduty")
+        inbox = installed(host)
         scene = Watched(host, inbox, llama_unit(host))
         host.run("holdfast", "lock", "write")
         host.run("holdfast", "hold", timeout=120)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import pytest
-from bed import Bed, BootedHost, PagerInbox, fake_devices, fake_driver
+import spine
+from bed import Bed, BootedHost, fake_devices, fake_driver
 from bed.host import booted
 from bed.kernels import (
     DRIVER,
@@ -21,23 +22,17 @@ from bed.kernels import (
     NEXT_KERNEL_DEBS,
     make_kernel,
     make_module,
+    run_the_driver,
     set_grub_default,
     show_running_kernel,
     ubuntu_with_driver,
-    without_a_disk,
 )
-from spine import ROUTING_KEY, Watched, built_package
+from spine import Watched, built_package
 
 Boot = Callable[..., BootedHost]
 NEWER = "580.178.04"
 LIB = "/usr/lib/x86_64-linux-gnu"
-CONFIGURATION = """\
-[[receiver]]
-name = "primary"
-kind = "pagerduty"
-routing_key_file = "/etc/holdfast/secrets/pagerduty"
-url = "{url}/v2/enqueue"
-
+OFTEN = """
 [check."driver.next_boot"]
 every_s = 5.0
 
@@ -50,14 +45,8 @@ every_s = 5.0
 
 
 def told(host: BootedHost) -> Watched:
-    """An installed Holdfast without an engine, whose pages arrive in an inbox."""
-    host.install_deb(built_package())
-    inbox = PagerInbox(host, port=9099)
-    inbox.behave(202)
-    host.write("/etc/holdfast/secrets/pagerduty", ROUTING_KEY + "\n", mode=0o640)
-    host.write("/etc/holdfast/holdfast.toml", CONFIGURATION.format(url=inbox.url), mode=0o640)
-    host.sh("chgrp holdfast /etc/holdfast/secrets/pagerduty /etc/holdfast/holdfast.toml; systemctl restart holdfast")
-    return Watched(host, inbox, cast(Any, None))
+    """An installed Holdfast without an engine, that looks often, and whose pages arrive in an inbox."""
+    return spine.told(host, OFTEN)
 
 
 def check(host: BootedHost, name: str) -> tuple[int, str]:
@@ -68,11 +57,7 @@ def check(host: BootedHost, name: str) -> tuple[int, str]:
 @pytest.fixture
 def ubuntu(bed: Bed) -> Iterator[BootedHost]:
     with booted("noble", ubuntu_with_driver(), name="host", writable=True, binds={}) as host:
-        without_a_disk(host)
-        set_grub_default(host, "0")
-        show_running_kernel(host, KERNEL)
-        fake_driver(host, DRIVER)
-        fake_devices(host)
+        run_the_driver(host)
         yield host
 
 

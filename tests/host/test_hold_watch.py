@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from bed import Bed, BootedHost, PagerInbox, engine, fake_devices, fake_driver, llama_unit, make_deb, mirror
+from bed import Bed, BootedHost, engine, fake_devices, fake_driver, llama_unit, make_deb, mirror
 from bed.bed import LLAMA, MODELS
 from bed.host import booted
 from bed.kernels import (
@@ -19,13 +19,12 @@ from bed.kernels import (
     NEXT_KERNEL_DEBS,
     make_kernel,
     make_module,
-    set_grub_default,
+    run_the_driver,
     show_running_kernel,
     ubuntu_with_driver,
-    without_a_disk,
 )
 from bed.packages import REPOSITORY, publish
-from spine import ROUTING_KEY, Page, Watched, built_package
+from spine import Page, Watched, installed
 
 Boot = Callable[..., BootedHost]
 NEWER = "550.163.01"
@@ -46,13 +45,9 @@ dpkg-deb -Znone -b /var/tmp/newer /var/tmp/newer.deb >&2
 """
 
 
-def installed(host: BootedHost, *, mode: str = "observe", more: str = "") -> Watched:
+def watching(host: BootedHost, *, mode: str = "observe", more: str = "") -> Watched:
     """An installed Holdfast that watches a real engine and may not act, and whose pages arrive in an inbox."""
-    host.install_deb(built_package())
-    inbox = PagerInbox(host, port=9099)
-    inbox.behave(202)
-    host.write("/etc/holdfast/secrets/pagerduty", ROUTING_KEY + "\n", mode=0o640)
-    host.sh("chgrp holdfast /etc/holdfast/secrets/pagerduty")
+    inbox = installed(host)
     scene = Watched(host, inbox, llama_unit(host))
     scene.configure(mode=mode, more=more)
     scene.wait_ready()
@@ -84,18 +79,14 @@ def ubuntu(bed: Bed) -> Iterator[BootedHost]:
         mirror.ubuntu_mirror().folder: mirror.PLACE, engine.llama_server(): LLAMA, engine.models(): MODELS
     }  # fmt: skip
     with booted("noble", ubuntu_with_driver(), name="host", writable=True, binds=shown) as host:
-        without_a_disk(host)
-        set_grub_default(host, "0")
-        show_running_kernel(host, KERNEL)
-        fake_driver(host, DRIVER)
-        fake_devices(host)
+        run_the_driver(host)
         yield host
 
 
 def test_a_script_that_releases_everything_is_told_and_undone_in_every_mode_but_not_while_paused(
     ubuntu: BootedHost,
 ) -> None:
-    scene = installed(ubuntu, mode="observe")
+    scene = watching(ubuntu, mode="observe")
     ubuntu.run("holdfast", "lock", "write")
     ubuntu.run("holdfast", "hold")
     ours = held(ubuntu)
@@ -136,7 +127,7 @@ def test_a_script_that_releases_everything_is_told_and_undone_in_every_mode_but_
 
 
 def test_a_newer_library_with_dpkg_clears_the_hold_and_is_told_within_ten_seconds(ubuntu: BootedHost) -> None:
-    scene = installed(ubuntu, mode="act")
+    scene = watching(ubuntu, mode="act")
     ubuntu.run("holdfast", "lock", "write")
     ubuntu.run("holdfast", "hold")
     ours = held(ubuntu)
@@ -168,7 +159,7 @@ def test_a_newer_library_with_dpkg_clears_the_hold_and_is_told_within_ten_second
 
 
 def test_a_new_kernel_without_a_module_is_told_within_seconds_of_its_installation(ubuntu: BootedHost) -> None:
-    scene = installed(ubuntu)
+    scene = watching(ubuntu)
     ubuntu.run("holdfast", "lock", "write")
     ubuntu.run("holdfast", "hold")
     ubuntu.sh(f"dpkg -i {NEXT_KERNEL_DEBS}/*.deb; grub-mkconfig -o /boot/grub/grub.cfg; date +%s.%N >/run/ended",
@@ -181,7 +172,7 @@ def test_a_new_kernel_without_a_module_is_told_within_seconds_of_its_installatio
 
 def test_a_security_update_that_waits_behind_a_hold_is_a_gentle_reminder_and_told_once(ubuntu: BootedHost) -> None:
     mirror.use(ubuntu, "noble")
-    scene = installed(ubuntu, more='[check."driver.updates"]\nstale_after_days = 0.0003\n')  # 26 s
+    scene = watching(ubuntu, more='[check."driver.updates"]\nstale_after_days = 0.0003\n')  # 26 s
     ubuntu.run("holdfast", "lock", "write")
     ubuntu.run("holdfast", "hold")
     code, said = check(ubuntu, "driver.updates")
@@ -202,7 +193,7 @@ def test_a_security_update_that_waits_behind_a_hold_is_a_gentle_reminder_and_tol
 
 def test_unattended_upgrades_that_the_guard_has_ended_are_told_until_a_run_is_good_again(ubuntu: BootedHost) -> None:
     mirror.use(ubuntu, *mirror.POCKETS)
-    scene = installed(ubuntu)
+    scene = watching(ubuntu)
     ubuntu.run("holdfast", "lock", "write")
     # A lock and no holds: what the night brings for the driver meets the guard, which ends the whole run.
     ubuntu.run("unattended-upgrade", "-v", check=False, timeout=600)
@@ -270,7 +261,7 @@ def test_debians_packages_are_held_again_and_their_security_updates_seen(host: B
     debian_packages(machine, driver)
     machine.run("apt-get", "-q", "-y", "install", "nvidia-kernel-dkms", "nvidia-kernel-support", "libcuda1",
                 "libnvidia-ml1")  # fmt: skip
-    scene = installed(machine, more='[check."driver.updates"]\nstale_after_days = 0.0001\n')
+    scene = watching(machine, more='[check."driver.updates"]\nstale_after_days = 0.0001\n')
     machine.run("holdfast", "lock", "write")
     machine.run("holdfast", "hold")
     ours = held(machine)
@@ -294,7 +285,7 @@ def test_a_box_where_nothing_was_ever_asked_is_left_alone(host: Boot) -> None:
     machine = host("bookworm", writable=True)
     debian_packages(machine, "535.261.03")
     machine.run("apt-get", "-q", "-y", "install", "libnvidia-ml1", "libcuda1")
-    scene = installed(machine, mode="act", more='[check."driver.updates"]\nstale_after_days = 0.0001\n')
+    scene = watching(machine, mode="act", more='[check."driver.updates"]\nstale_after_days = 0.0001\n')
     machine.sh("apt-mark hold libcuda1 libnvidia-ml1; apt-mark unhold libcuda1")
     debian_packages(machine, "535.309.01")
     as_security(machine)

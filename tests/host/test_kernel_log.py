@@ -9,24 +9,16 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from typing import Any, cast
 
 import pytest
-from bed import BootedHost, KernelLog, PagerInbox, fake_driver, kill
-from spine import ROUTING_KEY, Watched, built_package, watched
+from bed import BootedHost, KernelLog, fake_driver, kill
+from spine import Watched, told, watched
 
 Boot = Callable[..., BootedHost]
 DRIVER = "580.95.05"
 LIB = "/usr/lib/x86_64-linux-gnu"
 UUID = "GPU-b850f46d-d5ea-c752-ddf3-c6fa9afd3cca"
 LOST = "NVRM: Xid (PCI:0000:18:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus."
-CONFIGURATION = """\
-[[receiver]]
-name = "primary"
-kind = "pagerduty"
-routing_key_file = "/etc/holdfast/secrets/pagerduty"
-url = "{url}/v2/enqueue"
-"""
 LOOKS_S = 25.0
 """Long enough for two looks of gpu.xid."""
 
@@ -36,17 +28,6 @@ def driven(host: BootedHost) -> KernelLog:
     fake_driver(host, DRIVER)
     host.sh(f"for l in libnvidia-ml libcuda; do touch {LIB}/$l.so.{DRIVER}; ln -sf $l.so.{DRIVER} {LIB}/$l.so.1; done")
     return KernelLog(host)
-
-
-def told(host: BootedHost) -> Watched:
-    """An installed Holdfast without an engine, whose pages arrive in an inbox."""
-    host.install_deb(built_package())
-    inbox = PagerInbox(host, port=9099)
-    inbox.behave(202)
-    host.write("/etc/holdfast/secrets/pagerduty", ROUTING_KEY + "\n", mode=0o640)
-    host.write("/etc/holdfast/holdfast.toml", CONFIGURATION.format(url=inbox.url), mode=0o640)
-    host.sh("chgrp holdfast /etc/holdfast/secrets/pagerduty /etc/holdfast/holdfast.toml; systemctl restart holdfast")
-    return Watched(host, inbox, cast(Any, None))
 
 
 def reads(scene: Watched) -> None:

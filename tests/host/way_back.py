@@ -10,14 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bed import Bed, BootedHost, PagerInbox, fake_devices, fake_driver, llama_unit, mirror
+from bed import Bed, BootedHost, fake_devices, fake_driver, llama_unit, mirror
 from bed.bed import LLAMA, MODELS
 from bed.engine import llama_server, models
 from bed.host import booted
-from bed.kernels import DRIVER, KERNEL, set_grub_default, show_running_kernel, ubuntu_with_driver, without_a_disk
+from bed.kernels import (
+    DRIVER,
+    KERNEL,
+    run_the_driver,
+    show_running_kernel,
+    ubuntu_with_driver,
+)
 from bed.packages import REPOSITORY
 from saturday import METAS, Saturday
-from spine import ROUTING_KEY, Watched, built_package
+from spine import Watched, installed
 
 SETS = "/var/lib/holdfast-runner/packages"
 SET = f"{SETS}/{DRIVER}-{KERNEL}"
@@ -110,21 +116,13 @@ def box(bed: Bed, *, mode: str = "act") -> Iterator[Box]:
     offered = mirror.ubuntu_mirror()
     shown = {offered.folder: mirror.PLACE, llama_server(): LLAMA, models(): MODELS}
     with booted("noble", ubuntu_with_driver(), name="host", writable=True, binds=shown) as host:
-        without_a_disk(host)
-        set_grub_default(host, "0")
-        show_running_kernel(host, KERNEL)
-        fake_driver(host, DRIVER)
-        fake_devices(host)
+        run_the_driver(host)
         night = Saturday(host, offered)
         mirror.use(host, "noble")
         night.upgrade("install", *METAS)
         mirror.use(host, *mirror.POCKETS)
         _offer_the_linker(host)
-        host.install_deb(built_package())
-        inbox = PagerInbox(host, port=9099)
-        inbox.behave(202)
-        host.write("/etc/holdfast/secrets/pagerduty", ROUTING_KEY + "\n", mode=0o640)
-        host.sh("chgrp holdfast /etc/holdfast/secrets/pagerduty")
+        inbox = installed(host)
         scene = Watched(host, inbox, llama_unit(host))
         scene.configure(mode=mode, engine="gpu = false")
         scene.wait_ready()

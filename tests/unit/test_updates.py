@@ -22,16 +22,16 @@ DEBIAN = """\
 Package files:
  100 /var/lib/dpkg/status
      release a=now
- 500 http://deb.debian.org/debian-security bookworm-security/main amd64 Packages
+ 500 http://archive.example/debian-security bookworm-security/main amd64 Packages
      release v=12,o=Debian,a=oldstable-security,n=bookworm-security,l=Debian-Security,c=main,b=amd64
-     origin deb.debian.org
-1001 http://deb.debian.org/debian bookworm/main amd64 Packages
+     origin archive.example
+1001 http://archive.example/debian bookworm/main amd64 Packages
      release v=12.15,o=Debian,a=oldstable,n=bookworm,l=Debian,c=main,b=amd64
-     origin deb.debian.org
+     origin archive.example
 Pinned packages:
      openssl -> 3.0.20-1~deb12u2 with priority 1001
 """
-SECURITY = "http://deb.debian.org/debian-security bookworm-security/main amd64 Packages"
+SECURITY = "http://archive.example/debian-security bookworm-security/main amd64 Packages"
 
 
 def table(*lines: str, name: str = "openssl") -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bed import rootfs
 from bed.errors import BedError, NotServedError, UnavailableError
+from bed.gpu import fake_devices, fake_driver
 from bed.host import BootedHost
 from bed.prerequisites import ensure_commands
 
@@ -116,6 +117,15 @@ def set_grub_default(host: BootedHost, default: str) -> None:
         f"echo 'GRUB_DEFAULT=\"{default}\"' >>/etc/default/grub; "
         "test -e /boot/grub/grubenv || grub-editenv /boot/grub/grubenv create; grub-mkconfig -o /boot/grub/grub.cfg"
     )
+
+
+def run_the_driver(host: BootedHost) -> None:
+    """Let a host with `ubuntu_with_driver`'s tree look as if it runs its kernel with its driver loaded."""
+    without_a_disk(host)
+    set_grub_default(host, "0")
+    show_running_kernel(host, KERNEL)
+    fake_driver(host, DRIVER)
+    fake_devices(host)
 
 
 def make_kernel(host: BootedHost, release: str) -> None:
