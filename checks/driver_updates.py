@@ -167,7 +167,8 @@ CHECK = Check(
     judge=judge,
     params=UpdatesParameters,
     as_root=True,
-    due_when_changed=(apt_policy.LISTS, packages.STATUS, holds.FILE, vetoes.FILE, unattended.STAMP),
+    due_when_changed=(apt_policy.LISTS, packages.STATUS, packages.UPDATES, holds.FILE, vetoes.FILE, unattended.STAMP),
     unsettled="change",
 )
-"""As root: the log of unattended-upgrades is readable by root and group adm alone."""
+"""As root: the log of unattended-upgrades is readable by root and group adm alone. A dpkg that is killed has written its
+journal, and its status file not at all."""

@@ -79,12 +79,15 @@ def test_only_the_spinning_engine_is_restarted_among_busy_full_loading_and_sleep
             booted.wait_for(lambda name=unit.name: verdicts(scene, name), 60, f"{unit.name} to be watched")
         load.enter_context(spin_thread(booted, spinning.pid))
         spun_at = time.time()
-        loading = llama_unit(booted, "loading", port=PORTS["loading"], model="big", cpu_quota=0.4, wait=False)
+        # Slow from its first instruction, and slower still once it answers, so that a fast machine takes as long.
+        loading = llama_unit(booted, "loading", port=PORTS["loading"], model="big", cpu_quota=2, wait=False)
         loaded_from = time.time()
+        booted.wait_for(lambda: loading.client.get("/health").status == 503, 60, "the loading one to answer")
+        loading.throttle(0.1)
         load.enter_context(prefill.client.hung(1, long_prompt(3500)))
         stepping = load.enter_context(step.client.hung(1, long_prompt(2000)))
         load.enter_context(queue.client.hung(60, n=1500))
-        for unit, percent in ((prefill, 15), (step, 10), (queue, 1), (spinning, 20)):
+        for unit, percent in ((prefill, 15), (step, 7), (queue, 1), (spinning, 20)):
             unit.throttle(percent)
         booted.wait_for(lambda: asleep(sleeping), 60, "the sleeping one to sleep")
         loads = woken(sleeping)
@@ -100,6 +103,7 @@ def test_only_the_spinning_engine_is_restarted_among_busy_full_loading_and_sleep
         assert deferred(queue) >= 20
         for name in ("prefill", "step", "queue"):
             assert now_is(scene, name) == "BUSY", name
+        step.throttle(None)  # a step of more than 240 s is no longer told from a wedge
         assert now_is(scene, "sleeping") == "SLEEPING"
         assert [page.summary for page in scene.pages()] == []
 
