@@ -247,7 +247,6 @@ class Command:
     cwd: str | None = None
     accept: tuple[int, ...] = (0,)
     keep: bool = False
-    progress: Callable[[str], float | None] | None = None
     words: str = ""
 
 
@@ -277,10 +276,20 @@ class Condition:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a long step is. percent: 0 to 100; remaining_s: seconds; None where that is not known."""
+
+    words: str
+    percent: float | None = None
+    remaining_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Wait:
     """Wait until a condition holds. On timeout run `on_timeout`; None means that the step fails, with `why`.
 
     code: what the failure is called in the run's signature ("gpu-hung"), "" when the engine's log says it better.
+    progress: how far it is, asked every few seconds of a long wait; None where nobody can tell.
     """
 
     until: Condition
@@ -288,6 +297,7 @@ class Wait:
     on_timeout: PlanStep | None = None
     why: str = ""
     code: str = ""
+    progress: Callable[[Host], Progress | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,10 @@ RISKS = (Risk.NONE, Risk.SERVICE, Risk.HOST)
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step: an action by name, with its parameters as written. Durations in seconds, None: no limit of its own."""
+    """One step: an action by name, with its parameters as written. Durations in seconds, None: no limit of its own.
+
+    rehearsed: False where it touches what serves, so that a rehearsal leaves it out.
+    """
 
     name: str
     use: str
@@ -39,6 +42,7 @@ class Step:
     timeout_s: float | None = None
     best_effort: bool = False
     spans_reboot: bool = False
+    rehearsed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,8 @@ class Runbook:
     consent: Consent
     hash: str
     file: str
+    rehearsal_every_s: float | None = None
+    """How often it is rehearsed by itself, 0 only when asked for; None: it cannot be rehearsed."""
 
     @property
     def needs_engine(self) -> bool:
@@ -191,7 +197,9 @@ def _runbook(model: RunbookModel, file: str, known: Catalogue) -> Runbook:
         engines=tuple(model.engines),
         limits=Limits(model.limits.cooldown, model.limits.max_runs, model.limits.within),
         steps=tuple(
-            Step(step.name, step.use, step.parameters, step.timeout, step.best_effort, step.spans_reboot)
+            Step(
+                step.name, step.use, step.parameters, step.timeout, step.best_effort, step.spans_reboot, step.rehearsed
+            )
             for step in model.steps
         ),
         verify=Verify(model.verify.check, model.verify.within, tuple(model.verify.also)) if model.verify else None,
@@ -201,6 +209,7 @@ def _runbook(model: RunbookModel, file: str, known: Catalogue) -> Runbook:
         consent=model.consent,
         hash=hashlib.sha256(canonical.encode()).hexdigest(),
         file=file,
+        rehearsal_every_s=model.rehearsal.every if model.rehearsal else None,
     )
 
 

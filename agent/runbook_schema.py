@@ -48,6 +48,7 @@ class StepModel(_Part):
     timeout: Annotated[Duration, Field(gt=0)] | None = None
     best_effort: bool = False
     spans_reboot: bool = False
+    rehearsed: bool = True
 
 
 class VerifyModel(_Part):
@@ -56,6 +57,12 @@ class VerifyModel(_Part):
     check: str
     within: Duration = Field(gt=0)
     also: list[str] = Field(default_factory=list)
+
+
+class RehearsalModel(_Part):
+    """That the runbook can be rehearsed beside what serves, and how often that is done by itself; "0s": never."""
+
+    every: Annotated[Duration, Field(ge=0)] = 7 * 86400.0
 
 
 class RunNext(_Part):
@@ -102,6 +109,7 @@ class RunbookModel(_Part):
     consent: Consent = Consent.AUTONOMY
     steps: list[StepModel] = Field(min_length=1, max_length=40)
     verify: VerifyModel | None = None
+    rehearsal: RehearsalModel | None = None
     on_failure: Literal["escalate"] | RunNext = "escalate"
 
     @model_validator(mode="after")

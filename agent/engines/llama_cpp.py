@@ -14,22 +14,69 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from agent.errors import FileTrouble, Unreachable
 from agent.host import Host, Reply
+from agent.host.recipe import Recipe
 from agent.model import Canary, EngineState, Json, Sample
-from agent.plugin import Engine, EngineSettings
+from agent.plugin import Engine, EngineSettings, Parameters
 
 QUESTION_TIMEOUT_S = 2.0
 """A passive question takes 1 to 3 ms; a whole batch may pass before an older build answers `/slots`."""
 REPLY_LIMIT = 4 << 20
 """`/slots` takes about 1.5 KB a slot, `/props` carries the chat template."""
+_PATH = r"^/[A-Za-z0-9._+@/-]{1,255}$"
 COARSE_AT = 1e7
 """`/metrics` prints six significant digits: from here on a hundred decode calls are invisible."""
+
+
+class Rebuild(Parameters):
+    """`[engine.rebuild]`: how this box builds its llama.cpp. Everything is there offline, on a Tuesday."""
+
+    source: str = Field(pattern=_PATH)
+    """A git repository of llama.cpp on this host, readable by the user holdfast-build; its work tree is not used."""
+    commit: str = Field(pattern=r"^[0-9a-f]{40}$")
+    """The commit that is known to serve, as its full hash: a tag can be moved."""
+    releases: str = Field(default="/opt/llama.cpp/releases", pattern=_PATH)
+    """The folder of the releases, side by side."""
+    install: Literal["link", "copy"] = "link"
+    """link: the unit runs `current`/bin/llama-server; copy: it runs one file of its own, which is replaced."""
+    current: str = Field(default="/opt/llama.cpp/current", pattern=_PATH)
+    """The link to the release that serves, with install = "link"."""
+    binary: str = Field(default="", pattern=rf"({_PATH})|^$")
+    """The file that the unit runs, with install = "copy"."""
+    cmake: tuple[
+        Annotated[str, Field(pattern=r"^-D[A-Za-z0-9_]{1,64}(:[A-Z]+)?=[A-Za-z0-9_./;:+=, -]{0,256}$")], ...
+    ] = ()
+    """Further options of cmake, such as -DGGML_CUDA=ON."""
+    architectures: tuple[Annotated[str, Field(pattern=r"^[0-9]{2,3}[af]?(-real|-virtual)?$")], ...] = ()
+    """CUDA architectures, such as "89"; empty: those of the cards that are there."""
+    jobs: int | None = Field(default=None, ge=1, le=512)
+    """Compilers at once; unset: as many as the free memory and the cores allow."""
+    memory_max_mib: int | None = Field(default=None, ge=512)
+    """The build's memory limit, MiB; unset: what is free now, less a reserve."""
+    timeout_s: float = Field(default=3 * 3600.0, gt=0, le=86400)
+    """How long configuring and compiling may take, seconds."""
+    network: bool = False
+    """Whether the build may use the network."""
+    keep: int = Field(default=3, ge=2, le=50)
+    """How many releases are kept; the serving one and the last proven one always are."""
+    prove_model: str = Field(default="", pattern=rf"({_PATH})|^$")
+    """A small model to try a new binary with; empty: the one that comes with Holdfast."""
+
+    @model_validator(mode="after")
+    def _binary_for_copy(self) -> Rebuild:
+        if (self.install == "copy") != bool(self.binary):
+            raise ValueError('binary names the file the unit runs with install = "copy", and only then')
+        return self
+
+    def recipe(self, engine: str) -> Recipe:
+        """The same as what the host's functions take."""
+        return Recipe(engine=engine, **self.model_dump())
 
 
 class LlamaCppSettings(EngineSettings):
@@ -37,6 +84,8 @@ class LlamaCppSettings(EngineSettings):
 
     api_prefix: str = Field(default="", pattern=r"^(/[A-Za-z0-9._~-]+)*$")
     """What `--api-prefix` says: it stands before every path."""
+    rebuild: Rebuild | None = None
+    """How to rebuild it; unset: it is not rebuilt here."""
 
 
 @dataclass(frozen=True, slots=True)
