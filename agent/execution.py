@@ -20,7 +20,7 @@ from agent.errors import ConfigurationError, HoldfastError, HostError, Mistake
 from agent.host import Host, stops, systemd
 from agent.ledger import Kind
 from agent.model import CheckResult, Json, Outcome, Status
-from agent.plugin import Action, Noop, Plan, Target
+from agent.plugin import Action, Noop, Plan, Progress, Target
 from agent.runbook import Runbook, Step, Verify
 from agent.steps import Performer, RebootAwaited, StepRefused, StopAsked, before_json, by_hand
 from agent.transcript import Transcript
@@ -257,17 +257,22 @@ def _step(work: Work, progress: _Progress, index: int, step: Step, known: Mappin
 
 
 def _performer(work: Work, touch: Callable[[], None], index: int) -> Performer:
+    started = work.host.clock.now()
     return Performer(
         work.host,
         stopping=work.stopping,
-        progress=lambda text: _say(work, index, text),
+        progress=lambda seen: _say(work, index, work.host.clock.now().since(started), seen),
         touch=touch,
         group=ledger.group(work.host),
     )
 
 
-def _say(work: Work, index: int, text: str) -> None:
-    work.transcript.write("progress", step=index, text=text)
+def _say(work: Work, index: int, elapsed_s: float, seen: Progress) -> None:
+    """How far a step is, as the transcript keeps it: percent done and seconds left are None where nobody can tell."""
+    percent = None if seen.percent is None else round(min(100.0, max(0.0, seen.percent)), 1)
+    remaining_s = None if seen.remaining_s is None else round(max(0.0, seen.remaining_s), 1)
+    known: dict[str, Json] = {"percent": percent, "elapsed_s": round(elapsed_s, 1), "remaining_s": remaining_s}
+    work.transcript.write("progress", step=index, text=seen.words[:200], **known)
 
 
 # --- proof ---------------------------------------------------------------------------------------------------

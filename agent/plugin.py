@@ -238,7 +238,8 @@ def as_judged(identifier: str, check: str) -> Callable[[Results, Moment], Iterab
 class Command:
     """Run a program. `accept` are the exit statuses that count as success; `keep` whether its output is kept.
 
-    words: what it does, told while a person waits for it; "" where that takes no time.
+    words: what it does, told while a person waits for it; "" where that takes no time. interruptible: may be ended in
+    its middle when the run is asked to stop, because undo clears away whatever it leaves; any other is left to end.
     """
 
     argv: tuple[str, ...]
@@ -248,6 +249,7 @@ class Command:
     accept: tuple[int, ...] = (0,)
     keep: bool = False
     words: str = ""
+    interruptible: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,8 @@ class Event(_Message):
     """One line of a transcript. `at` is Unix seconds; `data` depends on the event and holds no prompt.
 
     refused: code, reason, not_before, needs_approval. step_started, step_ended: step (index), name, use, and
-    ok, summary, duration_s, output at the end. parked: summary, boot_id; the run goes on after the next boot.
+    ok, summary, duration_s, output at the end. progress: step, text, percent (0 to 100), elapsed_s of the step,
+    remaining_s; None where that is not known. parked: summary, boot_id; the run goes on after the next boot.
     ended: outcome, summary, signature.
     """
 

@@ -9,14 +9,19 @@ import json
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from agent.errors import CommandFailed, HoldfastError, HostError
 from agent.host import Host
-from agent.model import Json
-from agent.plugin import AwaitReboot, Command, Noop, Plan, PlanStep, Read, RemoveFile, Wait, WriteFile
+from agent.model import Json, Moment
+from agent.plugin import AwaitReboot, Command, Noop, Plan, PlanStep, Progress, Read, RemoveFile, Wait, WriteFile
 
 POLL_S = 0.2
 """How often a condition is looked at."""
+PROGRESS_S = 2.0
+"""How often a long wait is asked how far it is; what it says is told when it says something new,"""
+PROGRESS_AT_LEAST_S = 10.0
+"""and this often when it says the same, so that whoever follows sees that it lives."""
 OUTPUT_LIMIT = 8192
 """Characters of output kept of one action."""
 
@@ -63,12 +68,13 @@ class Performer:
     """How plans are performed in one run.
 
     stopping: whether somebody asked to stop; looked at between steps and while waiting. A command that has begun is
-        left to end. group: owner group of files below `own`. touch: called right before the first change.
+        left to end, unless it says that it may be interrupted. progress: what is told meanwhile, and how far it is.
+        group: owner group of files below `own`. touch: called right before the first change.
     """
 
     host: Host
     stopping: Callable[[], bool] = lambda: False
-    progress: Callable[[str], None] = lambda _: None
+    progress: Callable[[Progress], None] = lambda _: None
     touch: Callable[[], None] = lambda: None
     own: str = "/var/lib/holdfast-runner/"
     group: str | None = None
@@ -121,6 +127,8 @@ class Performer:
                     raise RebootAwaited(step.reason)
                 return ""
         except CommandFailed as error:
+            if error.code == "command-stopped":
+                raise StopAsked(f"asked to stop: {error.message}") from error
             raise StepFailed(error.message, code=error.code) from error
         except HostError as error:
             raise StepFailed(error.message, where=error.where) from error
@@ -131,9 +139,13 @@ class Performer:
     def _command(self, step: Command, left_s: float | None) -> str:
         timeout_s = step.timeout_s if left_s is None else min(step.timeout_s, max(left_s, 0.1))
         if step.words:
-            self.progress(step.words)
-        done = self.host.run(step.argv, timeout_s=timeout_s, user=step.user, cwd=step.cwd)
+            self.progress(Progress(step.words))
+        # Without the argument for all others: few programs may be stopped, and a stand-in need not know of it.
+        more: dict[str, Any] = {"stopping": self.stopping} if step.interruptible else {}
+        done = self.host.run(step.argv, timeout_s=timeout_s, user=step.user, cwd=step.cwd, **more)
         if done.rc not in step.accept:
+            if step.interruptible and self.stopping():  # the same SIGTERM may have reached it before us
+                raise StopAsked(f"asked to stop during {shlex.join(step.argv)[:200]}")
             last = (done.stderr.strip() or "no message").splitlines()[-1]
             raise StepFailed(f"{shlex.join(step.argv)} exited {done.rc}: {last[:200]}", code="command-failed")
         return done.stdout.strip() if step.keep else ""
@@ -141,7 +153,7 @@ class Performer:
     def _wait(self, step: Wait, left_s: float | None) -> str:
         started = self.host.clock.now()
         limit_s = step.timeout_s if left_s is None else min(step.timeout_s, left_s)
-        told = False
+        meter = _Meter(self, step)
         while not step.until.test(self.host):
             if self.stopping():
                 raise StopAsked(f"asked to stop while waiting until {step.until.words}")
@@ -149,11 +161,49 @@ class Performer:
                 if step.on_timeout is not None:
                     return self._one(step.on_timeout, left_s)
                 raise StepFailed(step.why or f"waited {limit_s:g} s in vain until {step.until.words}", code=step.code)
-            if not told and self.host.clock.now().since(started) > 1.0:
-                self.progress(f"waiting until {step.until.words}")
-                told = True
+            meter.tick()
             self.host.clock.sleep(POLL_S)
         return ""
+
+
+class _Meter:
+    """Tells how far one wait is: that it waits, and where that can be known, how much is done and left."""
+
+    def __init__(self, performer: Performer, step: Wait) -> None:
+        self._performer = performer
+        self._step = step
+        self._began = performer.host.clock.now()
+        self._asked: Moment | None = None
+        self._told: tuple[str, int | None] | None = None
+        self._told_at = self._began
+
+    def tick(self) -> None:
+        """Ask and tell, when it is time for it."""
+        now = self._performer.host.clock.now()
+        if self._step.progress is None:
+            if self._told is None and now.since(self._began) > 1.0:
+                self._tell(Progress(f"waiting until {self._step.until.words}"), now)
+            return
+        if self._asked is not None and now.since(self._asked) < PROGRESS_S:
+            return
+        self._asked = now
+        try:
+            seen = self._step.progress(self._performer.host)
+        except Exception:  # noqa: BLE001 - that nobody can tell how far it is must not end it
+            return
+        if seen is None:
+            return
+        if self._told != _gist(seen) or now.since(self._told_at) >= PROGRESS_AT_LEAST_S:
+            self._tell(seen, now)
+
+    def _tell(self, seen: Progress, now: Moment) -> None:
+        self._told, self._told_at = _gist(seen), now
+        self._performer.progress(seen)
+
+
+def _gist(seen: Progress) -> tuple[str, int | None]:
+    """What makes two of them differ for a person: the words and the whole percent."""
+    return seen.words, None if seen.percent is None else int(seen.percent)
 
 
 def by_hand(plan: Plan) -> list[str]:

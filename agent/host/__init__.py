@@ -7,7 +7,7 @@ processes, the driver and NVML are functions over them (`agent.host.systemd`, `.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -114,8 +114,12 @@ class RunCommand(Protocol):
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
         limit: int = 1 << 20,
+        stopping: Callable[[], bool] | None = None,
     ) -> Completed:
-        """Run to the end and return. Raises CommandFailed when it cannot start or exceeds `timeout_s`."""
+        """Run to the end and return. Raises CommandFailed when it cannot start or exceeds `timeout_s`.
+
+        stopping: asked several times a second; once true, the program is ended (CommandFailed, `command-stopped`).
+        """
         ...
 
 

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO
 
 from agent.errors import CommandFailed
@@ -25,6 +25,8 @@ TERM_GRACE_S = 2.0
 """How long a program may take to end after SIGTERM."""
 KILL_GRACE_S = 1.0
 """How long SIGKILL may take to show; longer means D state."""
+STOP_POLL_S = 0.2
+"""How often a program that may be stopped is asked about."""
 _CHUNK = 1 << 16
 
 
@@ -44,19 +46,22 @@ class RealCommands:
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
         limit: int = 1 << 20,
+        stopping: Callable[[], bool] | None = None,
     ) -> Completed:
         """Run to the end and return, whatever its exit status.
 
         limit: bytes kept of stdout and of stderr each; what comes after is read and dropped.
-        Raises CommandFailed with code command-not-found, command-not-started or command-timeout.
+        Raises CommandFailed with code command-not-found, command-not-started, command-timeout or command-stopped.
         """
         self.reap()
         started = time.monotonic()
         process = _start(argv, user, cwd, {"PATH": PATH, "LC_ALL": "C", **(env or {})})
         try:
             with _Watch(process, limit) as watch:
-                if not watch.until(started + timeout_s):
+                if not watch.until(started + timeout_s, stopping):
                     self._end(process, watch)
+                    if time.monotonic() < started + timeout_s:
+                        raise CommandFailed(f"{argv[0]} was stopped", where=argv[0], code="command-stopped")
                     raise CommandFailed(
                         f"{argv[0]} did not end within {timeout_s:g} s", where=argv[0], code="command-timeout"
                     )
@@ -160,11 +165,14 @@ class _Watch:
     def __exit__(self, *_: object) -> None:
         os.close(self._pidfd)
 
-    def until(self, deadline: float) -> bool:
-        """Read until the program ends; False when it had not at `deadline` (monotonic seconds)."""
+    def until(self, deadline: float, stopping: Callable[[], bool] | None = None) -> bool:
+        """Read until the program ends; False when it had not at `deadline` (monotonic seconds), or is to be stopped."""
         while True:
             left = deadline - time.monotonic()
-            ready = [descriptor for descriptor, _ in self._poll.poll(max(0.0, left) * 1000)]
+            if stopping is not None and stopping():
+                return False
+            pause = left if stopping is None else min(left, STOP_POLL_S)
+            ready = [descriptor for descriptor, _ in self._poll.poll(max(0.0, pause) * 1000)]
             for descriptor in ready:
                 if descriptor != self._pidfd:
                     self._read(descriptor)

@@ -17,7 +17,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -65,10 +65,18 @@ class _Inside:
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
         limit: int = 1 << 20,
+        stopping: Callable[[], bool] | None = None,
     ) -> Completed:
         words = ("setpriv", "--bounding-set", ",".join(f"-{each}" for each in FORBIDDEN), "--no-new-privs")
         inner = ("env", f"--chdir={cwd}", *argv) if cwd else tuple(argv)
-        done = self.run(("chroot", self.root, *words, *inner), timeout_s=timeout_s, user=user, env=env, limit=limit)
+        done = self.run(
+            ("chroot", self.root, *words, *inner),
+            timeout_s=timeout_s,
+            user=user,
+            env=env,
+            limit=limit,
+            stopping=stopping,
+        )
         if done.rc == 127:
             raise CommandFailed(f"{argv[0]}: not found", where=argv[0], code="command-not-found")
         return done

@@ -129,3 +129,12 @@ def test_no_descriptor_is_left_open(serve: Serve) -> None:
         return len(list(Path("/proc/self/fd").iterdir()))
 
     assert everything() == everything()
+
+
+def test_a_program_that_may_be_stopped_ends_soon_after_it_is_asked_to() -> None:
+    started = time.monotonic()
+    with pytest.raises(CommandFailed) as caught:
+        RealCommands()(["sleep", "30"], timeout_s=30, stopping=lambda: time.monotonic() - started > 0.3)
+    assert caught.value.code == "command-stopped"
+    assert time.monotonic() - started < 5
+    assert RealCommands()(["echo", "done"], timeout_s=5, stopping=lambda: False).stdout == "done\n"

@@ -52,7 +52,7 @@ class InGuest(RunCommand):
 
     def __call__(
         self, argv: Sequence[str], *, timeout_s: float, user: str | None = None, cwd: str | None = None,
-        env: Mapping[str, str] | None = None, limit: int = 1 << 20,
+        env: Mapping[str, str] | None = None, limit: int = 1 << 20, stopping: Callable[[], bool] | None = None,
     ) -> Completed:  # fmt: skip
         done = self.booted.run(
             *argv, user=user or self.user, timeout=timeout_s, env={"LC_ALL": "C", **(env or {})}, check=False

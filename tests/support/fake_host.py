@@ -135,11 +135,13 @@ class FakeCommands:
 
     def __call__(
         self, argv: Sequence[str], *, timeout_s: float, user: str | None = None, cwd: str | None = None,
-        env: Mapping[str, str] | None = None, limit: int = 1 << 20,
+        env: Mapping[str, str] | None = None, limit: int = 1 << 20, stopping: Callable[[], bool] | None = None,
     ) -> Completed:  # fmt: skip
         asked = tuple(argv)
         self.calls.append(asked)
         self.users.append(user)
+        if stopping is not None and stopping():
+            raise CommandFailed(f"{asked[0]} was stopped", where=asked[0], code="command-stopped")
         for key, answer in self._answers:
             if _fits(key, asked):
                 return _completed(asked, _settle(answer, asked))

@@ -70,7 +70,7 @@ def test_a_refusal_shows_what_was_compared() -> None:
     host = FakeHost.load(DATA / "driver.require_consistent/library-newer-than-module")
     plan = planned(plugin.actions()["driver.require_consistent"], host)
     told: list[str] = []
-    performer = steps.Performer(host, progress=told.append)
+    performer = steps.Performer(host, progress=lambda seen: told.append(seen.words))
     with pytest.raises(steps.StepRefused) as caught:
         performer.perform(plan)
     assert caught.value.code == "driver-inconsistent"

@@ -265,7 +265,7 @@ def test_the_wait_ends_when_dpkg_is_free_or_refuses_with_a_time() -> None:
     plan = planned(WAIT, host, wait_s=40)
     told: list[str] = []
     with pytest.raises(StepRefused) as caught:
-        Performer(host, progress=told.append).perform(plan)
+        Performer(host, progress=lambda seen: told.append(seen.words)).perform(plan)
     assert (caught.value.code, caught.value.not_before_s) == ("packages-busy", 20.0)
     assert told == ["waiting until dpkg is free: apt-get (pid 77) is changing packages"]
     host.files.entries["/proc/locks"] = ""
