@@ -68,6 +68,9 @@ class Adviser:
         runbook = self.runbooks.runbook_for(finding.id, engine.kind if engine else None)
         if runbook is None or any(_unready(self._host, step.use) for step in runbook.steps):
             return self._for_a_person(finding, curable=runbook is not None)
+        unfit = facts.unfit(self.config, runbook, finding.subject)
+        if unfit:
+            return self._for_a_person(finding, why=unfit)
         decision = self._decide(runbook, finding, now)
         if decision.code == "change-open" and not self._is_expected(finding):
             decision = replace(decision, code="manual")
@@ -75,16 +78,18 @@ class Adviser:
             runbook.id, decision, left=self._left(decision), command=self._command(runbook, finding, decision)
         )
 
-    def _for_a_person(self, finding: Finding, *, curable: bool = False) -> Advice:
+    def _for_a_person(self, finding: Finding, *, curable: bool = False, why: str = "") -> Advice:
         """What no runbook cures, at least on this host; what a planned change goes through is left to whoever is at it.
 
-        curable: there is a runbook, and this host has not what it needs.
+        curable: there is a runbook, and this host has not what it needs; why: what that is.
         """
         change = changes.in_words(self._host) if self._is_expected(finding) else ""
         if change:
-            why = f"a planned change is open: {change}"
-            return Advice(None, Decision(False, why, "change-open"), left=why, command="holdfast change status")
-        why = "a person must act" if curable or self._is_manual(finding) else "no runbook can cure this"
+            open_change = f"a planned change is open: {change}"
+            decision = Decision(False, open_change, "change-open")
+            return Advice(None, decision, left=open_change, command="holdfast change status")
+        if not why:
+            why = "a person must act" if curable or self._is_manual(finding) else "no runbook can cure this"
         return Advice(None, Decision(False, why, "manual"), left=why, command=f"holdfast explain {finding.id}")
 
     def _is_expected(self, finding: Finding) -> bool:
@@ -112,21 +117,22 @@ class Adviser:
                 each.subject == finding.subject and each.runbook_hash == runbook.hash
                 for each in ledger.approvals(records, now)
             ),
-            unit=self._unit(finding.subject),
-            incurable=finding.summary if finding.incurable else "",
+            unit=self._unit(finding.subject, runbook),
+            incurable=finding.summary if finding.incurable and not runbook.replaces_program else "",
         )
         return decide(runbook, finding.subject, gathered, now)
 
-    def _unit(self, subject: str) -> UnitFacts | None:
+    def _unit(self, subject: str, runbook: Runbook) -> UnitFacts | None:
         seen = self._results().get(("engine.unit", subject))
         if seen is None:
             return None
         state = str(seen.value("unit.active") or "")
+        busy = state if state in BUSY_STATES or seen.value("unit.pending") else ""
         return UnitFacts(
             name=str(seen.value("unit.name") or subject),
             operator_stopped=bool(seen.value("unit.operator")),
             unknown="" if seen.value("unit.operator", False) is not None else "nobody can tell whose hand stopped it",
-            busy=state if state in BUSY_STATES or seen.value("unit.pending") else "",
+            busy="" if runbook.replaces_program else busy,
         )
 
     def _left(self, decision: Decision) -> str:

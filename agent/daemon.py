@@ -38,6 +38,7 @@ from agent.messages import (
     Effect,
     Message,
     ResultArrived,
+    RunGoesOn,
     RunReported,
     SelfReported,
     Tick,
@@ -53,9 +54,9 @@ from agent.model import (
 )
 from agent.pager import last_words
 from agent.plugin import Check, Target
-from agent.protocol import Control, Request
+from agent.protocol import Control, Event, Request
 from agent.reconcile import Reconciler
-from agent.views import metrics
+from agent.views import in_flight, metrics
 from agent.views.note import NOTE, NOTE_EVERY_S, TOKENS, daemon_note, note_of
 
 log = logging.getLogger(__name__)
@@ -277,7 +278,7 @@ class Daemon:
         asked, tries = request, 0
         while not self._stopping.is_set():
             try:
-                run, decision = runs.ask(self._host, asked, socket=self._paths.runner)
+                run, decision = runs.ask(self._host, asked, socket=self._paths.runner, heard=self._heard)
             except HoldfastError as error:
                 log.warning("the runner cannot be reached: %s", error.message)
                 run, decision, tries = None, None, tries + 1
@@ -286,6 +287,12 @@ class Daemon:
                 return
             asked = Request(do="follow", id=request.id) if tries == 0 else asked
             self._stopping.wait(FOLLOW_AGAIN_S)
+
+    def _heard(self, event: Event) -> None:
+        """How far a run is, where it can tell; the reconciler decides whether that is worth telling."""
+        elapsed_s, remaining_s = event.data.get("elapsed_s"), event.data.get("remaining_s")
+        if event.event == "progress" and isinstance(elapsed_s, (int, float)) and isinstance(remaining_s, (int, float)):
+            self._news.put(RunGoesOn(event.id, str(event.data.get("text", "")), float(elapsed_s), float(remaining_s)))
 
     # other threads
 
@@ -418,6 +425,7 @@ class Daemon:
             loop_lag_s=self._lag_s,
             last_token_at={name: at for name, at in self._tokens.items() if self._config.engine(name)},
             paused=ledger.paused(self._adviser.records(), self._host.clock.now()) is not None,
+            in_flight=in_flight.in_flight(self._host, self._adviser.records(), self._host.clock.now()),
         )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from agent import ledger, plugin
@@ -44,6 +44,14 @@ def has_subject(config: Config, runbook: Runbook, subject: str) -> bool:
     return not runbook.engines or engine.kind in runbook.engines
 
 
+def unfit(config: Config, runbook: Runbook, subject: str) -> str:
+    """Why this runbook can do nothing for an engine that is configured like this one, "" when it can."""
+    engine = engine_of(config, subject)
+    actions = (plugin.actions().get(step.use) for step in runbook.steps)
+    reasons = (each.unfit(engine) for each in actions if each is not None and each.unfit is not None)
+    return "" if engine is None else next(filter(None, reasons), "")
+
+
 def gather(
     host: Host,
     config: Config,
@@ -59,7 +67,7 @@ def gather(
     engine = engine_of(config, subject)
     pause = ledger.paused(records, host.clock.now())
     unit = _unit(host, engine.unit) if engine is not None and engine.unit is not None else None
-    return DecisionFacts(
+    gathered = DecisionFacts(
         autonomy=config.autonomy_for(runbook.id),
         caller=asking.caller,
         known=has_subject(config, runbook, subject),
@@ -72,6 +80,10 @@ def gather(
         unit=None if unit is None else unit[0],
         incurable="" if engine is None or unit is None or unit[1] is None else _incurable(host, engine, unit[1]),
     )
+    if not runbook.replaces_program:
+        return gathered
+    waits = None if gathered.unit is None else replace(gathered.unit, busy="")
+    return replace(gathered, unit=waits, incurable="")
 
 
 def _unit(host: Host, name: str) -> tuple[UnitFacts, systemd.UnitState | None]:

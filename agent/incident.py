@@ -122,9 +122,25 @@ def _absent(known: Incident, now: Moment, world: Circumstances) -> tuple[Inciden
 def began(incident: Incident, run_id: str, runbook: str, now: Moment, new_id: NewId) -> tuple[Incident, Transition]:
     """A run is about to be asked for: recorded before the runner hears of it."""
     after = incident.changed(
-        phase=Phase.ACTING, runs=(*incident.runs, run_id), changed_at=now, decision="", command="", not_before=None
+        phase=Phase.ACTING,
+        runs=(*incident.runs, run_id),
+        changed_at=now,
+        decision="",
+        left="",
+        command="",
+        not_before=None,
     )
     return after, Transition(new_id(), incident.id, now.wall, "acting", f"running {runbook}")
+
+
+def goes_on(
+    incident: Incident, words: str, left: str, now: Moment, new_id: NewId
+) -> tuple[Incident, Transition | None]:
+    """Its run takes long: told once for each run, with what it is at and how long that takes."""
+    if incident.left:
+        return incident, None
+    after = incident.changed(left=f"the run in progress, {left}, then its proof")
+    return after, Transition(new_id(), incident.id, now.wall, "progress", f"{words}, {left}")
 
 
 def ended(incident: Incident, run: Run, now: Moment, new_id: NewId) -> tuple[Incident, Transition | None]:
@@ -135,7 +151,9 @@ def ended(incident: Incident, run: Run, now: Moment, new_id: NewId) -> tuple[Inc
     """
     line = f"{run.runbook}: {run.outcome}" + (f", {run.summary}" if run.summary else "")
     if run.outcome is Outcome.SUCCEEDED:
-        after = incident.changed(phase=Phase.VERIFYING, tried=(*incident.tried, line), changed_at=now, gone_since=None)
+        after = incident.changed(
+            phase=Phase.VERIFYING, tried=(*incident.tried, line), left="", changed_at=now, gone_since=None
+        )
         return after, Transition(new_id(), incident.id, now.wall, "verified", run.summary or "tokens are proven")
     refused, stopped = run.outcome is Outcome.REFUSED, run.outcome is Outcome.STOPPED
     after = incident.changed(
@@ -143,6 +161,7 @@ def ended(incident: Incident, run: Run, now: Moment, new_id: NewId) -> tuple[Inc
         urgency=incident.urgency if stopped else incident.ceiling,
         tried=(*incident.tried, line) if not refused or line not in incident.tried else incident.tried,
         signature=run.signature or incident.signature,
+        left="",
         changed_at=now,
     )
     if stopped or (refused and line in incident.tried):
@@ -155,6 +174,7 @@ def lost(incident: Incident, now: Moment) -> Incident:
     return incident.changed(
         phase=Phase.OPEN,
         runs=incident.runs[:-1],
+        left="",
         changed_at=now,
         decision="the runner cannot be reached",
         not_before=now.wall + LOST_S,

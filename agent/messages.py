@@ -37,6 +37,16 @@ class RunReported:
 
 
 @dataclass(frozen=True, slots=True)
+class RunGoesOn:
+    """A run said how far its step is: in words, since when and how long it still takes, seconds."""
+
+    id: str
+    words: str
+    elapsed_s: float
+    remaining_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Acknowledged:
     """A person has seen an incident."""
 
@@ -65,7 +75,9 @@ class Tick:
     """Time passed."""
 
 
-Message: TypeAlias = ResultArrived | RunReported | Acknowledged | ConfigurationChanged | SelfReported | Tick
+Message: TypeAlias = (
+    ResultArrived | RunReported | RunGoesOn | Acknowledged | ConfigurationChanged | SelfReported | Tick
+)
 
 
 # --- what must be done ----------------------------------------------------------------------------------------

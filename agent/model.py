@@ -329,7 +329,7 @@ class Transition:
     incident: str
     at: float
     kind: str
-    """opened, updated, raised, acting, verified, escalated, needs-approval, acknowledged, resolved, over"""
+    """opened, updated, raised, acting, progress, verified, escalated, needs-approval, acknowledged, resolved, over"""
     text: str
 
 

@@ -361,6 +361,9 @@ class Action:
     plan: computed from fresh facts when the step runs. undo: planned from `before`, None when nothing needs it.
     unready: why it can do nothing at all on this host, "" when it can; cheap, and asked by the daemon too, which then
     offers no runbook with it. None: it always can.
+    unfit: why it can do nothing for an engine with these settings, "" when it can; told in the page in place of a run.
+    replaces_program: it gives the engine another program to run. What a restart cannot cure may be cured by that, and
+    a unit that systemd keeps starting in vain is no reason to wait.
     """
 
     id: str
@@ -369,6 +372,8 @@ class Action:
     plan: Callable[[Host, Target, Any], Plan]
     undo: Callable[[Host, Target, Any, Mapping[str, Json]], Plan] | None = None
     unready: Callable[[Host], str] | None = None
+    unfit: Callable[[Any], str] | None = None
+    replaces_program: bool = False
 
 
 # --- receivers -----------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from agent.messages import (
     Enqueue,
     Message,
     ResultArrived,
+    RunGoesOn,
     RunReported,
     SelfReported,
     StartRun,
@@ -45,6 +46,7 @@ from agent.model import (
 from agent.plugin import EVENT, Confirm
 from agent.protocol import Request
 from agent.store import Store
+from agent.views import texts
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +67,8 @@ HANDS_OFF = frozenset({"paused", "change-open"})
 CALLS = frozenset({"escalated", "needs-approval"})
 CALLED_FOR = frozenset({"opened", "raised"})
 """What opens or gets worse and calls for a person in one step rings once: as the call."""
+LONG_S = 60.0
+"""A step that takes longer than this in all is told of once, so that nobody wonders whether anything happens."""
 REFUSED_AGAIN_S = 60.0
 """How long to wait before asking again after the runner refused without saying when."""
 
@@ -131,6 +135,8 @@ class Reconciler:
             self._self_reported(message, now)
         elif isinstance(message, Acknowledged):
             self._apply(incidents, told, *self._acknowledge(message, now))
+        elif isinstance(message, RunGoesOn):
+            self._apply(incidents, told, *self._run_goes_on(message, now))
         elif isinstance(message, RunReported):
             effects += self._run_reported(message, now, incidents, told)
         elif isinstance(message, ConfigurationChanged):
@@ -191,6 +197,13 @@ class Reconciler:
     def _acknowledge(self, message: Acknowledged, now: Moment) -> tuple[Incident | None, Transition | None]:
         found = next((each for each in self.open_incidents() if each.id == message.incident), None)
         return (None, None) if found is None else machine.acknowledged(found, message.who, now, self._new_id)
+
+    def _run_goes_on(self, message: RunGoesOn, now: Moment) -> tuple[Incident | None, Transition | None]:
+        found = next((each for each in self.incidents.values() if message.id in each.runs[-1:]), None)
+        if found is None or found.phase is not Phase.ACTING or message.elapsed_s + message.remaining_s < LONG_S:
+            return None, None
+        left = f"about {texts.about(message.remaining_s)}"
+        return machine.goes_on(found, message.words, left, now, self._new_id)
 
     def _run_reported(
         self, message: RunReported, now: Moment, incidents: list[Incident], told: list[tuple[Incident, Transition]]

@@ -44,6 +44,7 @@ def attempt_record(runbook: Runbook, subject: str, inputs: Mapping[str, Json]) -
         "risk": runbook.risk.value,
         "inputs": dict(inputs),
         "steps": execution.needed(runbook),
+        "total": len(runbook.steps),
         "verify": None if verify is None else [verify.check, verify.within_s, list(verify.also)],
     }
 

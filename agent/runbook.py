@@ -78,6 +78,8 @@ class Runbook:
     file: str
     rehearsal_every_s: float | None = None
     """How often it is rehearsed by itself, 0 only when asked for; None: it cannot be rehearsed."""
+    replaces_program: bool = False
+    """Whether one of its actions gives the engine another program to run."""
 
     @property
     def needs_engine(self) -> bool:
@@ -210,6 +212,7 @@ def _runbook(model: RunbookModel, file: str, known: Catalogue) -> Runbook:
         hash=hashlib.sha256(canonical.encode()).hexdigest(),
         file=file,
         rehearsal_every_s=model.rehearsal.every if model.rehearsal else None,
+        replaces_program=any(known.actions[step.use].replaces_program for step in model.steps),
     )
 
 

@@ -6,7 +6,7 @@ the same id is answered with its outcome.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from pydantic import ValidationError
 
@@ -39,8 +39,10 @@ def stream(host: Host, request: Request, *, socket: str = SOCKET, quiet_s: float
                 return
 
 
-def ask(host: Host, request: Request, *, socket: str = SOCKET) -> tuple[Run | None, Decision | None]:
-    """Ask and wait for the end: the run and, when it was refused, the runner's decision.
+def ask(
+    host: Host, request: Request, *, socket: str = SOCKET, heard: Callable[[Event], None] = lambda _: None
+) -> tuple[Run | None, Decision | None]:
+    """Ask and wait for the end: the run and, when it was refused, the runner's decision. heard: told of every event.
 
     None for the run means that the runner could not be asked, or never heard of the run. A run that waits for a reboot
     has no outcome.
@@ -49,6 +51,7 @@ def ask(host: Host, request: Request, *, socket: str = SOCKET) -> tuple[Run | No
     decision: Decision | None = None
     waits: Run | None = None
     for event in stream(host, request, socket=socket):
+        heard(event)
         if event.event == "refused":
             decision = Decision(
                 False,

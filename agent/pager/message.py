@@ -35,6 +35,7 @@ _PREFIX = {
     "escalated": "Needs you: ",
     "needs-approval": "Approve? ",
     "acting": "Repairing: ",
+    "progress": "Still repairing: ",
     "verified": "Repaired: ",
     "acknowledged": "Acknowledged: ",
     "resolved": "Resolved: ",
@@ -61,7 +62,7 @@ class Origin:
 def alerts(incident: Incident, transition: Transition, origin: Origin) -> tuple[Alert, ...]:
     """The alerts that one transition becomes; `incident` is as it is after it.
 
-    A quiet incident (urgency info) is one event when it opens and one when it escalates; its repair and its end
+    That a run takes long is one event. A quiet incident (urgency info) is one event when it opens and one when it escalates; its repair and its end
     stay silent. Ids follow from the transition, so that building them again yields the same alerts.
     """
     kind = transition.kind
@@ -74,6 +75,8 @@ def alerts(incident: Incident, transition: Transition, origin: Origin) -> tuple[
         return _everywhere(incident, transition, origin, "acknowledge")
     if quiet:
         return ()
+    if kind == "progress":
+        return (replace(_alert(incident, transition, origin, "event"), urgency=Urgency.INFO),)
     if kind == "raised" and incident.urgency is not Urgency.CRITICAL:
         return (_alert(incident, transition, origin, "trigger"),)
     told = (_alert(incident, transition, origin, "trigger", _OWN_KEY.get(kind, "")),)

@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from textwrap import wrap
 
 from agent.model import Phase, Status, Urgency, Verdict
+from agent.views.in_flight import RunInFlight
 
 LABEL = 9
 """Columns of the labels on the left."""
@@ -135,6 +136,7 @@ class StatusPage:
     outbox_depth: int = 0
     receivers: tuple[ReceiverLine, ...] = ()
     runs: tuple[RunLine, ...] = ()
+    in_flight: tuple[RunInFlight, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -149,6 +151,13 @@ def duration(seconds: float) -> str:
             rest = whole % size // smaller
             return f"{whole // size} {unit}" + (f" {rest} {smaller_unit}" if rest else "")
     return f"{whole} s"
+
+
+def about(seconds: float) -> str:
+    """A duration that is only guessed, in its largest unit: "40 s", "12 min", "3 h"."""
+    if seconds < 90:
+        return f"{max(10, round(seconds / 10) * 10)} s"
+    return f"{round(seconds / 60)} min" if seconds < 2 * 3600 else f"{round(seconds / 3600)} h"
 
 
 def clock(at: float, now: float) -> str:
@@ -213,6 +222,9 @@ def status_page(page: StatusPage, width: int) -> str:
     lines = paragraph(f"{page.status} {page.host}: {page.headline}", width)
     for incident in page.incidents:
         lines += ["", *_incident(incident, page.at, width)]
+    for run in page.in_flight:
+        lines += ["", *labelled("at work", in_flight_words(run), width)]
+        lines += command("follow", f"sudo holdfast run --follow {run.id}", width)
     if page.checks:
         lines += ["", *_checks(page.checks, page.at, width)]
     if page.engines:
@@ -275,6 +287,16 @@ def _foot(page: StatusPage, width: int) -> list[str]:
     for note in page.notes:
         lines += labelled("note", note, width)
     return lines
+
+
+def in_flight_words(run: RunInFlight) -> str:
+    """How far a run is, in one line: "rebuild on engine:chat, step 3/9: Compile, compiling 42 %, 5 min, about 7 min"."""
+    place = f", step {run.step}{f'/{run.steps}' if run.steps else ''}" if run.step else ""
+    words = [f"{run.runbook} on {run.subject}{place}{f': {run.name}' if run.name else ''}"]
+    words += [f"{run.text}{'' if run.percent is None else f' {run.percent:.0f} %'}".strip()]
+    words += [f"for {duration(run.elapsed_s)}"] if run.elapsed_s is not None else []
+    words += [f"about {about(run.remaining_s)} left"] if run.remaining_s is not None else []
+    return ", ".join(each for each in words if each)
 
 
 _MODES = {

@@ -201,8 +201,9 @@ def test_unattended_upgrades_that_the_guard_has_ended_are_told_until_a_run_is_go
     assert page.severity == "warning"
     assert "the apt guard ended the last unattended upgrade" in words(page)
     ubuntu.run("holdfast", "hold")
-    night = ubuntu.run("unattended-upgrade", "-v", timeout=600)
-    assert "All upgrades installed" in night.stdout + night.stderr
+    # Now it comes to its end; what the first run had installed before the guard met it need not come again.
+    night = ubuntu.run("unattended-upgrade", "-v", timeout=600).stdout
+    assert "All upgrades installed" in night or "No packages found that can be upgraded unattended" in night, night
     scene.resolved("updates-blocked", 60)
 
     # dpkg dies half-way: nothing is upgraded any more, and nobody would know.

@@ -21,6 +21,7 @@ COMMANDS = {
     "unshare": "util-linux",
     "gcc": "gcc",
     "g++": "g++",
+    "git": "git",
     "cmake": "cmake",
     "ninja": "ninja-build",
     "make": "make",
