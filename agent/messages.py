@@ -75,9 +75,7 @@ class Tick:
     """Time passed."""
 
 
-Message: TypeAlias = (
-    ResultArrived | RunReported | RunGoesOn | Acknowledged | ConfigurationChanged | SelfReported | Tick
-)
+Message: TypeAlias = ResultArrived | RunReported | RunGoesOn | Acknowledged | ConfigurationChanged | SelfReported | Tick
 
 
 # --- what must be done ----------------------------------------------------------------------------------------

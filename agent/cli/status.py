@@ -53,7 +53,8 @@ def status() -> Result:
         remembered = remember(store)
     ledger = ledger_view(session.host)
     change = change_line(session.host, now)
-    page, errors = compose(os.uname().nodename, now, remembered, ledger, driver_line(session.host), change)
+    going = runs_in_flight(session.host, ledger, now)
+    page, errors = compose(os.uname().nodename, now, remembered, ledger, driver_line(session.host), change, going)
     return Result(
         "status",
         as_json(page),
@@ -109,6 +110,17 @@ def driver_line(host: Host) -> texts.DriverLine:
     return texts.DriverLine(loaded, lock.version)
 
 
+def runs_in_flight(host: Host, ledger: LedgerView, now: Moment) -> tuple[texts.InFlightLine, ...]:
+    """How far every run in flight is, also one that a person began."""
+    from agent.ledger import open_attempts
+
+    if not open_attempts(ledger.records, now):
+        return ()
+    from agent.views.in_flight import in_flight
+
+    return in_flight(host, ledger.records, now)
+
+
 def change_line(host: Host, now: Moment) -> texts.ChangeLine | None:
     """The planned change that is open; None for none, and for one that the caller may not see."""
     from agent.host import changes
@@ -130,6 +142,7 @@ def compose(
     ledger: LedgerView,
     driver: texts.DriverLine,
     change: texts.ChangeLine | None = None,
+    in_flight: tuple[texts.InFlightLine, ...] = (),
 ) -> tuple[texts.StatusPage, tuple[Problem, ...]]:
     """The page from everything that is known, and what was missing."""
     alive = lives(known, now)
@@ -167,6 +180,7 @@ def compose(
         outbox_depth=sum(known.depth.values()),
         receivers=tuple(known.receivers.values()),
         runs=tuple(run_line(run) for run in known.runs if now.wall - run.started_at < RUN_SHOWN_S),
+        in_flight=in_flight,
         notes=_notes(known, ledger),
     )
     return page, _errors(alive, known, ledger, page)

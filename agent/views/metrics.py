@@ -18,6 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from agent.model import Status, Urgency, Verdict
+from agent.views.texts import InFlightLine
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class Snapshot:
     checks: (check, subject, status). engines: (name, verdict). incidents_open: how many, by urgency.
     runs: how many ended, by (runbook, outcome), since the ledger began. outbox_depth: alerts not yet accepted, by
     receiver. loop_lag_s: how late the last tick was. last_token_at: Unix seconds of the last proven token, by engine.
+    in_flight: the runs that have not ended.
     """
 
     version: str = ""
@@ -48,6 +50,7 @@ class Snapshot:
     loop_lag_s: float = 0.0
     last_token_at: Mapping[str, float] = field(default_factory=dict)
     paused: bool = False
+    in_flight: tuple[InFlightLine, ...] = ()
 
 
 def exposition(snapshot: Snapshot) -> bytes:
@@ -117,6 +120,25 @@ def _families(now: Snapshot) -> Iterator[Metric]:
     for (runbook, outcome), count in now.runs.items():
         runs.add_metric((runbook, outcome), count)
     yield runs
+    going = [((each.runbook, each.subject), each) for each in now.in_flight]
+    yield _gauge(
+        "holdfast_run_step",
+        "The step that a run in flight is at, 1 for the first; absent when none is in flight.",
+        ("runbook", "subject"),
+        [(labels, each.step) for labels, each in going],
+    )
+    yield _gauge(
+        "holdfast_run_step_progress_ratio",
+        "How much of that step is done, 0 to 1; absent when nobody can tell.",
+        ("runbook", "subject"),
+        [(labels, each.percent / 100) for labels, each in going if each.percent is not None],
+    )
+    yield _gauge(
+        "holdfast_run_step_remaining_seconds",
+        "How long that step will still take, learnt from earlier runs; absent when nobody can tell.",
+        ("runbook", "subject"),
+        [(labels, each.remaining_s) for labels, each in going if each.remaining_s is not None],
+    )
     yield _gauge(
         "holdfast_outbox_depth",
         "Alerts that a receiver has not yet accepted.",

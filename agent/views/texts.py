@@ -12,7 +12,6 @@ from datetime import datetime, timezone
 from textwrap import wrap
 
 from agent.model import Phase, Status, Urgency, Verdict
-from agent.views.in_flight import RunInFlight
 
 LABEL = 9
 """Columns of the labels on the left."""
@@ -85,6 +84,28 @@ class RunLine:
 
 
 @dataclass(frozen=True, slots=True)
+class InFlightLine:
+    """One run that has no outcome yet. `started_at` is Unix seconds, `percent` is of the step, 0 to 100.
+
+    step: 1 for the first, 0 before it; steps: how many there are, 0 when that is not known. name: the step's own, or
+    what the run does besides steps. text: what it said last. elapsed_s: of the step. remaining_s: of the step, None
+    when nobody can tell.
+    """
+
+    id: str
+    runbook: str
+    subject: str
+    started_at: float
+    step: int = 0
+    steps: int = 0
+    name: str = ""
+    text: str = ""
+    percent: float | None = None
+    elapsed_s: float | None = None
+    remaining_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class DriverLine:
     """The driver that is loaded and the one the lock demands; `problem` says why one of them is not known."""
 
@@ -136,7 +157,7 @@ class StatusPage:
     outbox_depth: int = 0
     receivers: tuple[ReceiverLine, ...] = ()
     runs: tuple[RunLine, ...] = ()
-    in_flight: tuple[RunInFlight, ...] = ()
+    in_flight: tuple[InFlightLine, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -289,8 +310,8 @@ def _foot(page: StatusPage, width: int) -> list[str]:
     return lines
 
 
-def in_flight_words(run: RunInFlight) -> str:
-    """How far a run is, in one line: "rebuild on engine:chat, step 3/9: Compile, compiling 42 %, 5 min, about 7 min"."""
+def in_flight_words(run: InFlightLine) -> str:
+    """How far a run is, in one line: "rebuild on engine:chat, step 3/9: Build, 42 %, for 5 min, about 7 min left"."""
     place = f", step {run.step}{f'/{run.steps}' if run.steps else ''}" if run.step else ""
     words = [f"{run.runbook} on {run.subject}{place}{f': {run.name}' if run.name else ''}"]
     words += [f"{run.text}{'' if run.percent is None else f' {run.percent:.0f} %'}".strip()]
