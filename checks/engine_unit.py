@@ -100,15 +100,22 @@ def observe(host: Host, target: Target, before: Observed | None) -> Iterable[Obs
     yield Observation("crash.count", len(crashes.times))
     yield Observation("crash.last_at", crashes.times[-1] if crashes.times else None)
     yield Observation("crash.repaired", bool(crashes.times) and state.active_state == "active")
-    fresh = past is None or len(crashes.times) > len(past.times) or crashes.times[-1:] != past.times[-1:]
-    if crashes.times and fresh:
+    died = past is None or len(crashes.times) > len(past.times) or crashes.times[-1:] != past.times[-1:]
+    if crashes.times and (died or _may_say_more(before, crashes.times[-1], now.wall)):
         since = (before.at.wall if before is not None else now.wall - FIRST_LOOK_S) - LOOK_BACK_S
         yield from _why(host, target, state, since)
     elif crashes.times and before is not None:
         yield from (each for each in before.observations if each.name in _WHY)
 
 
-_WHY = ("unit.failure", "failure.cause", "failure.text", "failure.meaning", "failure.curable", "failure.at")
+def _may_say_more(before: Observed | None, died_at: float, now: float) -> bool:
+    """Whether the journal may name a reason by now that it did not at the first look: lines come a moment later."""
+    return before is not None and before.value("failure.cause") is None and 0 <= now - died_at < LOOK_BACK_S
+
+
+_WHY = (
+    "unit.failure", "failure.cause", "failure.text", "failure.meaning", "failure.curable", "failure.cure", "failure.at"
+)  # fmt: skip
 
 
 def _recall(before: Observed | None) -> Crashes | None:
@@ -153,6 +160,7 @@ def _why(host: Host, target: Target, state: systemd.UnitState, since: float) -> 
     yield Observation("failure.text", match.text)
     yield Observation("failure.meaning", match.meaning)
     yield Observation("failure.curable", match.curable)
+    yield Observation("failure.cure", match.cure)
     yield Observation("failure.at", match.at)
 
 

@@ -34,6 +34,7 @@ class Signature:
 
     pattern: a regular expression with at most one group; only what it matches is ever kept, so it must not be able
         to match a prompt. cause: kebab-case name of the failure. source: where the line is known from.
+    cure: "rebuild" where only another build helps (or another driver), "" else.
     """
 
     cause: str
@@ -41,17 +42,22 @@ class Signature:
     curable: bool
     meaning: str
     source: str
+    cure: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class LogMatch:
-    """A known line was logged, last at `at` (Unix seconds). `text` is only what the pattern matched."""
+    """A known line was logged, last at `at` (Unix seconds). `text` is only what the pattern matched.
+
+    cure: as the signature says.
+    """
 
     cause: str
     text: str
     at: float
     curable: bool
     meaning: str
+    cure: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +99,7 @@ def matches(
                 text = hit[0].strip()[:TEXT_LIMIT]
                 found.pop((signature.cause, text), None)
                 found[signature.cause, text] = LogMatch(
-                    signature.cause, text, _at(entry), signature.curable, signature.meaning
+                    signature.cause, text, _at(entry), signature.curable, signature.meaning, signature.cure
                 )
                 break
     return list(found.values())

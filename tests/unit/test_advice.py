@@ -18,6 +18,7 @@ from agent.host.files import RealFiles
 from agent.model import Autonomy, CheckResult, Finding, Moment, Observation, Status, Verdict
 from agent.plugin import engines
 from agent.runbook import Runbooks
+from tests.support import lab
 from tests.support.fake_host import FakeHost
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -86,6 +87,22 @@ def test_an_incurable_failure_is_not_tried_and_force_is_named() -> None:
     advice = advise(broken, now)
     assert advice.decision.code == "incurable"
     assert advice.command.endswith(" --force")
+
+
+def test_what_a_restart_cannot_cure_is_left_to_the_runbook_that_brings_another_program(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    advise, now = adviser(unit={"unit.active": "activating", "unit.pending": True})
+    text = lab.install(monkeypatch, ("engine-incompatible",))
+    book = runbook.parse(text, "rebuild-lab.yaml", runbook.catalogue(), [])
+    assert book is not None
+    advise.runbooks = Runbooks({book.id: book})
+    unfit = Finding("engine-incompatible", CHAT, Status.CRITICAL, "chat does not fit this machine", incurable=True)
+    assert advise(unfit, now).decision.allow, "building disturbs nobody, whatever systemd is at"
+    advise.config = replace(advise.config, engines=(advise.config.engines[0].model_copy(update={"name": "bare"}),))
+    advice = advise(replace(unfit, subject="engine:bare"), now)
+    assert (advice.runbook, advice.decision.code, advice.left) == (None, "manual", "nothing is configured to build")
+    assert advice.command == "holdfast explain engine-incompatible"
 
 
 def test_a_ledger_that_cannot_be_read_is_said_and_blinds_nobody() -> None:

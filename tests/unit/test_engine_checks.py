@@ -298,6 +298,27 @@ def test_crashes_are_forgotten_after_six_hours() -> None:
 STOPPED = {"MESSAGE_ID": "9d1aaa27d60140bd96365438aad20286", "JOB_TYPE": "stop", "INVOCATION_ID": "new"}
 
 
+def test_a_reason_that_the_journal_names_a_moment_after_the_death_is_still_found() -> None:
+    host = FakeHost.build(
+        commands={"journalctl ...": ""},
+        units={UNIT: {"ActiveState": "failed", "Result": "exit-code", "ExecMainCode": 1, "ExecMainStatus": 1}},
+    )
+    settings = LlamaCppSettings(name="chat", kind="llama.cpp", url=URL, unit=UNIT)
+    target = Target("engine:chat", None, 10.0, ENGINE, settings)
+
+    def seen(before: Observed | None) -> Observed:
+        return Observed(host.clock.now(), tuple(engine_unit.observe(host, target, before)))
+
+    first = seen(None)
+    assert first.value("failure.cause") is None
+    line = "CUDA error: no kernel image is available for execution on the device"
+    host.run.answer("journalctl ...", lambda argv: journal({"MESSAGE": line}) if "--lines=2000" in argv else "")
+    second = seen(first)
+    assert (second.value("failure.cause"), second.value("failure.cure")) == ("cuda-no-kernel-image", "rebuild")
+    host.run.answer("journalctl ...", "")
+    assert seen(second).value("failure.cause") == "cuda-no-kernel-image", "what is known is not asked again"
+
+
 @pytest.mark.parametrize(("noted", "operator"), [("new", False), ("old", True)])
 def test_only_the_very_stop_that_we_noted_is_ours(noted: str, operator: bool) -> None:
     files = {f"{stops.OUR_STOPS}/{UNIT}.json": f'{{"invocation_id": "{noted}"}}'}

@@ -267,6 +267,11 @@ LINES = {
     "ggml_backend_cuda_buffer_type_alloc_buffer: allocating 5 MiB on device 0: cudaMalloc failed: out of memory": (
         "gpu-memory-full", False),
     "/usr/lib/libc.so.6: version `GLIBC_2.38' not found (required by llama-server)": ("library-too-old", False),
+    "/src/fattn.cuh:12: ERROR: CUDA kernel flash_attn has no device code compatible with CUDA arch 750. x was": (
+        "cuda-no-device-code", False),
+    "llama-server: error while loading shared libraries: libcuda.so.1: cannot open shared object file: No such": (
+        "driver-library-missing", False),
+    "/opt/llama-server: symbol lookup error: /opt/llama-server: undefined symbol: ggml_new": ("library-other", False),
     "CUDA error: something new": ("cuda-error", True),
     "srv  llama_server: exiting due to model loading error": ("model-load-failed", False),
 }  # fmt: skip
@@ -276,6 +281,15 @@ LINES = {
 def test_a_known_line_names_its_failure(line: str) -> None:
     first = next(each for each in load_signatures("llama_cpp") if re.search(each.pattern, line))
     assert (first.cause, first.curable) == LINES[line]
+
+
+def test_what_no_restart_and_no_driver_package_cures_is_cured_by_a_rebuild() -> None:
+    known = {each.cause: each for each in load_signatures("llama_cpp")}
+    assert {cause for cause, each in known.items() if each.cure} == {
+        "cuda-no-kernel-image", "cuda-kernel-image-invalid", "cuda-ptx-unsupported", "cuda-function-invalid",
+        "cuda-no-device-code", "cuda-driver-too-old", "library-missing", "library-too-old", "library-other",
+    }  # fmt: skip
+    assert all(each.cure in ("", "rebuild") and not (each.cure and each.curable) for each in known.values())
 
 
 def test_no_signature_keeps_a_word_of_a_prompt() -> None:

@@ -93,6 +93,25 @@ def test_one_page_tells_of_a_broken_next_boot_and_the_reboot_into_it() -> None:
     assert found.folded[0].startswith("next-boot-no-driver: ")
 
 
+@pytest.mark.parametrize(
+    "case", ["fires", "while-systemd-goes-on-starting-it", "that-seems-to-serve-between-two-deaths"]
+)
+def test_one_page_tells_of_an_engine_that_does_not_fit_the_machine(case: str) -> None:
+    rows = yaml.safe_load((DATA / "engine-incompatible" / case / "results.yaml").read_text(encoding="utf-8"))
+    rows[0]["evidence"] |= {"crash.repaired": rows[0]["verdict"] == "READY", "failure.curable": False}
+    rows[0]["evidence"]["crash.times"] += [NOW.wall - 3, NOW.wall - 2, NOW.wall - 1]  # a crash loop by its own account
+    found = [each for each in diagnose(plugin.rules(), results_of(rows), NOW) if each.subject == "engine:chat"]
+    assert [each.id for each in found] == ["engine-incompatible"]
+    assert found[0].folded, "what else is true of it is told in the same page"
+
+
+def test_an_engine_that_does_not_fit_the_driver_names_the_driver() -> None:
+    case = DATA / "engine-incompatible" / "of-another-driver" / "results.yaml"
+    found = diagnose(plugin.rules(), results_of(yaml.safe_load(case.read_text(encoding="utf-8"))), NOW)
+    words = next(each.evidence[0].value for each in found if each.id == "engine-incompatible")
+    assert words == "This build has no code for this GPU. The driver: 550.54.15 loaded, 580.178.04 locked."
+
+
 def test_what_a_hold_keeps_out_is_told_with_the_way_to_let_it_in() -> None:
     for case, way in (("fires", "--to VERSION"), ("fires-for-a-kernel", "--kernel RELEASE")):
         rows = yaml.safe_load((DATA / "hold-stale" / case / "results.yaml").read_text(encoding="utf-8"))

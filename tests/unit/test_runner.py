@@ -9,6 +9,7 @@ from agent import ledger, runner, transcript
 from agent.errors import FileTrouble, Unreachable
 from agent.ledger import Kind
 from agent.protocol import Event, line
+from tests.support import lab
 from tests.support.world import DAEMON_UID, OPERATOR_UID, READER_UID, UNIT, Connection, World, ended, refused, ulid
 
 
@@ -149,6 +150,34 @@ def test_a_failure_that_a_restart_cannot_cure_is_not_tried_at_all(tmp_path: Path
     world.systemd.set(log=["CUDA error: no kernel image is available for execution on the device"])
     assert refused(world.ask(world.request())) == "incurable"
     assert world.systemd.state()["starts"] == 0
+
+
+def test_what_a_restart_cannot_cure_another_program_may_whatever_systemd_is_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path, active=False)
+    world.write("etc/holdfast/runbooks.d/rebuild-lab.yaml", lab.install(monkeypatch))
+    (tmp_path / lab.PRODUCT[1:]).parent.mkdir(parents=True)
+    world.systemd.set(
+        ActiveState="activating", SubState="auto-restart", healthy=True,
+        log=["CUDA error: no kernel image is available for execution on the device"],
+    )  # fmt: skip
+    assert refused(world.ask(world.request())) == "unit-busy"
+    events = world.ask(world.request(runbook="rebuild-lab"))
+    assert events[0].event == "accepted"
+    world.systemd.set(ActiveState="failed", SubState="failed")
+    assert refused(world.ask(world.request())) == "incurable"
+    world.later(3600)
+    assert world.ask(world.request(runbook="rebuild-lab"))[0].event == "accepted"
+
+
+def test_another_program_is_not_built_where_an_operator_stopped_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path, active=False)
+    world.write("etc/holdfast/runbooks.d/rebuild-lab.yaml", lab.install(monkeypatch))
+    world.systemd.set(ActiveState="inactive", SubState="dead", Result="success", stops=[f"{1:032x}"])
+    assert refused(world.ask(world.request(runbook="rebuild-lab"))) == "operator-stopped"
 
 
 def test_the_transcript_is_the_truth_and_the_stream_its_tail(world: World) -> None:
