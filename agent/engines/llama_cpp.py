@@ -41,6 +41,8 @@ class Rebuild(Parameters):
     """A git repository of llama.cpp on this host, readable by the user holdfast-build; its work tree is not used."""
     commit: str = Field(pattern=r"^[0-9a-f]{40}$")
     """The commit that is known to serve, as its full hash: a tag can be moved."""
+    tag: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,63})?$")
+    """The tag that this commit had, for people; where it points elsewhere by now, the commit counts, and that is said."""
     releases: str = Field(default="/opt/llama.cpp/releases", pattern=_PATH)
     """The folder of the releases, side by side."""
     install: Literal["link", "copy"] = "link"

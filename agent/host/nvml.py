@@ -22,7 +22,10 @@ PROBE_FAILED = -1
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU. None where NVML does not support the question. pids: (process, bytes of VRAM or None)."""
+    """One GPU. None where NVML does not support the question. pids: (process, bytes of VRAM or None).
+
+    compute_capability: "8.9".
+    """
 
     uuid: str
     name: str
@@ -30,6 +33,7 @@ class Gpu:
     memory_total_bytes: int | None
     utilisation_percent: int | None
     pids: tuple[tuple[int, int | None], ...] = ()
+    compute_capability: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,4 +76,5 @@ def _gpu(gpu: Mapping[str, Any]) -> Gpu:
         memory_total_bytes=gpu["memory_total_bytes"],
         utilisation_percent=gpu["utilisation_percent"],
         pids=tuple(pids),
+        compute_capability=gpu.get("compute_capability"),
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 TURN_S = 20.0
 """Longer than any asker listens (interlock 10 s): a question that waits in vain is silence, not a failed probe."""
-NOT_SUPPORTED = 3  # NVML_ERROR_NOT_SUPPORTED: unknown here, never a fault (nvml.h)
+NOT_SUPPORTED, FUNCTION_NOT_FOUND = 3, 13  # NVML_ERROR_…: unknown here, never a fault (nvml.h)
 
 
 def ask() -> dict[str, Any]:
@@ -37,6 +37,7 @@ def _gpu(pynvml: Any, index: int) -> dict[str, Any]:
     handle = pynvml.nvmlDeviceGetHandleByIndex(index)
     memory = _optional(pynvml, pynvml.nvmlDeviceGetMemoryInfo, handle)
     utilisation = _optional(pynvml, pynvml.nvmlDeviceGetUtilizationRates, handle)
+    capability = _optional(pynvml, pynvml.nvmlDeviceGetCudaComputeCapability, handle)
     processes: dict[int, int | None] = {}
     for read in (pynvml.nvmlDeviceGetComputeRunningProcesses, pynvml.nvmlDeviceGetGraphicsRunningProcesses):
         for process in _optional(pynvml, read, handle) or ():
@@ -48,6 +49,7 @@ def _gpu(pynvml: Any, index: int) -> dict[str, Any]:
         "memory_total_bytes": None if memory is None else int(memory.total),
         "utilisation_percent": None if utilisation is None else int(utilisation.gpu),
         "pids": sorted(processes.items()),
+        "compute_capability": None if capability is None else f"{capability[0]}.{capability[1]}",
     }
 
 
@@ -55,7 +57,7 @@ def _optional(pynvml: Any, read: Any, handle: Any) -> Any:
     try:
         return read(handle)
     except pynvml.NVMLError as error:
-        if error.value == NOT_SUPPORTED:
+        if error.value in (NOT_SUPPORTED, FUNCTION_NOT_FOUND):
             return None
         raise
 

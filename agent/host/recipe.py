@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+BUILD_USER = "holdfast-build"
+"""The user that builds; made by the package (sysusers.conf)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,6 +17,7 @@ class Recipe:
     engine: str
     source: str
     commit: str
+    tag: str
     releases: str
     install: Literal["link", "copy"]
     current: str
@@ -37,3 +42,26 @@ class Recipe:
     def server(self) -> str:
         """The file that the engine's unit runs."""
         return f"{self.current}/bin/llama-server" if self.install == "link" else self.binary
+
+
+def of(settings: Any) -> Recipe | None:
+    """The recipe in an engine's settings; None for one that is not rebuilt here, or of a kind that never is."""
+    rebuild = getattr(settings, "rebuild", None)
+    if rebuild is None:
+        return None
+    recipe: Recipe = rebuild.recipe(settings.name)
+    return recipe
+
+
+def unfit(settings: Any) -> str:
+    """Why an engine with these settings cannot be rebuilt here, "" when it can."""
+    name = getattr(settings, "name", "it")
+    return "" if of(settings) is not None else f"{name} cannot be rebuilt here: it has no [engine.rebuild]"
+
+
+def asker() -> str | None:
+    """Whom to be when a source or a toolchain is asked: the build user as root, oneself as anyone else.
+
+    Root runs nothing that belongs to the source or to a toolchain; who is not root cannot be anybody else.
+    """
+    return BUILD_USER if os.geteuid() == 0 else None

@@ -272,6 +272,14 @@ EXPORT int nvmlDeviceGetName(device *card, char *name, unsigned length)
     return code ? code : text(name, length, setting("name", "NVIDIA Imaginary 24GB", value, sizeof value));
 }
 
+EXPORT int nvmlDeviceGetCudaComputeCapability(device *card, int *major, int *minor)
+{
+    char value[16];
+    if (sscanf(setting("compute_capability", "8.9", value, sizeof value), "%d.%d", major, minor) != 2)
+        return NOT_SUPPORTED;
+    return ask(card);
+}
+
 typedef struct { unsigned long long total, free, used; } memory_v1;
 typedef struct { unsigned version; unsigned long long total, reserved, free, used; } memory_v2;
 
