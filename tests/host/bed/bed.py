@@ -27,23 +27,24 @@ class Bed:
         llama: bool = True,
         older: bool = False,
         packages: Sequence[str] = (),
+        tree: Path | None = None,
         binds: Mapping[Path, str] | None = None,
     ) -> Iterator[BootedHost]:
         """Boot a host and remove it afterwards.
 
         ``writable`` keeps what the host writes over power cuts and boots; without it every write is in memory.
         ``llama`` shows llama-server at /opt/llama and models at /opt/models, both read-only; ``older`` the older
-        release at /opt/llama-older. ``packages`` are distribution packages beyond the base, fetched once.
-        ``binds`` maps further local folders to places in the host, read-only.
+        release at /opt/llama-older. ``packages`` are distribution packages beyond the base, fetched once;
+        ``tree`` is a tree of its own in place of both. ``binds`` maps further local folders to places in the host,
+        read-only.
         """  # fmt: skip
-        tree = rootfs.rootfs(suite, packages)
         shown = dict(binds or {})
         if llama:
             shown[engine.llama_server()] = LLAMA
             shown[engine.models()] = MODELS
         if older:
             shown[engine.llama_server(older=True)] = LLAMA_OLDER
-        with booted(suite, tree, name=name, writable=writable, binds=shown) as host:
+        with booted(suite, tree or rootfs.rootfs(suite, packages), name=name, writable=writable, binds=shown) as host:
             yield host
 
 

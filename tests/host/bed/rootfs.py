@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llama_build import cache_root, exclusively
@@ -64,11 +64,14 @@ def rootfs(suite: str, packages: Sequence[str] = ()) -> Path:
     return wanted
 
 
-def derived(name: str, base: Path, script: str, arguments: Sequence[str] = ()) -> Path:
+def derived(
+    name: str, base: Path, script: str, arguments: Sequence[str] = (), files: Mapping[Path, str] | None = None
+) -> Path:
     """Return a copy of a tree in which a shell script was run as root, with this machine's network; built once.
 
-    The script sees /proc, and no service is started by what it installs. Nobody may write into the tree. Raises
-    UnavailableError with the script's last words when it fails.
+    The script sees /proc, and no service is started by what it installs. ``files`` are copied in before: local files
+    or folders, and their places. Nobody may write into the tree. Raises UnavailableError with the script's last words
+    when it fails.
     """
     wanted = cache_root() / "rootfs" / name
     if wanted.exists():
@@ -79,6 +82,10 @@ def derived(name: str, base: Path, script: str, arguments: Sequence[str] = ()) -
         with tempfile.TemporaryDirectory(dir=wanted.parent, prefix=".building-") as folder:
             tree = Path(folder) / "root"
             _run(["cp", "-a", "--reflink=auto", str(base), str(tree)], "copy the base tree")
+            for local, place in (files or {}).items():
+                inside = tree / place.lstrip("/")
+                inside.parent.mkdir(parents=True, exist_ok=True)
+                _run(["cp", "-a", "--reflink=auto", str(local), str(inside)], f"copy {local.name}")
             _run_inside(tree, script, arguments, f"build {name}")
             tree.rename(wanted)
     return wanted
