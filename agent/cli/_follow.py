@@ -25,6 +25,8 @@ STATUSES = {
     Outcome.REFUSED: Status.WARNING,
 }
 """What the outcome of a run means for the exit code; a refusal before the first step is an error of its own."""
+PLAIN_S = 300.0
+"""Without a terminal, a long step is told at every tenth that is done, and at least this often."""
 STARTED_WITHIN_S = 20.0
 """How long an approval waits for the daemon to start the run."""
 
@@ -37,6 +39,8 @@ class _Seen:
     subject: str = ""
     steps: list[dict[str, Json]] = field(default_factory=list)
     started_at: float | None = None
+    meter: tuple[int, int, float] = (-1, -1, 0.0)
+    """Where no terminal shows a bar: the step, its tenth of percent and the time (Unix seconds) last printed."""
 
 
 def run(session: Session, request: Request, total: int = 0) -> Live:
@@ -91,7 +95,7 @@ def _lines(run_id: str, event: Event, seen: _Seen, total: int) -> Iterator[Progr
     elif event.event == "step_started":
         yield Progress(f"{place:<8} {data.get('name', '')} …", transient=True)
     elif event.event == "progress":
-        yield Progress(f"{place:<8} {data.get('text', '')} …", transient=True)
+        yield _progress(place, event, seen)
     elif event.event == "step_ended":
         keep = ("step", "name", "use", "ok", "summary", "duration_s", "output")
         seen.steps.append({key: data.get(key) for key in keep})
@@ -105,6 +109,29 @@ def _lines(run_id: str, event: Event, seen: _Seen, total: int) -> Iterator[Progr
         yield Progress(f"proof    {data.get('check', '')}: {data.get('summary', '')}")
     elif event.event == "undone":
         yield Progress(f"undo {place:<3} {data.get('name', '')}: {data.get('summary', '')}")
+
+
+def _progress(place: str, event: Event, seen: _Seen) -> Progress:
+    """How far a step is: a bar on a terminal, and elsewhere a line now and then."""
+    data = event.data
+    words = str(data.get("text", ""))
+    percent, spent, left = (_number(data.get(name)) for name in ("percent", "elapsed_s", "remaining_s"))
+    if percent is None and left is None:
+        return Progress(f"{place:<8} {words} …", transient=True)
+    line = f"{words} …" if percent is None else f"{percent:.0f} % {words}"
+    line += f", {texts.duration(spent)}" if spent is not None else ""
+    line += f", about {texts.about(left)} left" if left is not None else ""
+    tenth = -1 if percent is None else int(percent // 10)
+    step, last, at = seen.meter
+    plain = ""
+    if (data.get("step"), tenth) != (step, last) or event.at - at >= PLAIN_S:
+        seen.meter, plain = (int(data.get("step", -1)), tenth, event.at), f"{place:<8} {line}"
+    shown = line if percent is None else f"{texts.bar(percent)} {line}"
+    return Progress(f"{place:<8} {shown}", transient=True, plain=plain)
+
+
+def _number(value: Json) -> float | None:
+    return float(value) if isinstance(value, (int, float)) else None
 
 
 def step_line(data: dict[str, Json]) -> str:

@@ -177,11 +177,21 @@ def _follow(live: Any, session: Session) -> Any:
             continue
         terminal = session.stdout.isatty()
         if line.transient and not terminal:
+            if line.plain:
+                session.stdout.write(_harmless(line.plain) + "\n")
+                session.stdout.flush()
             continue
-        text = _coloured(_harmless(line.text), session.colour)
+        text = _coloured(_harmless(_fitting(line, session.width)), session.colour)
         session.stdout.write(("\r\x1b[K" if pending else "") + text + ("" if line.transient else "\n"))
         session.stdout.flush()
         pending = line.transient
+
+
+def _fitting(line: Progress, width: int) -> str:
+    """A line's text; one that is to be replaced must not wrap, or only its last row would be."""
+    if not line.transient or len(line.text) < width:
+        return line.text
+    return line.text[: width - 2] + "…"
 
 
 def _print_result(result: Result, session: Session) -> None:

@@ -46,10 +46,14 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One line while a verb is at work. A transient line is replaced by the next one, on a terminal only."""
+    """One line while a verb is at work. A transient line is replaced by the next one, on a terminal only.
+
+    plain: what is printed in its place where there is no terminal, "" for nothing.
+    """
 
     text: str
     transient: bool = False
+    plain: str = ""
 
 
 Live: TypeAlias = Generator[Progress, None, Result]

@@ -63,7 +63,8 @@ def alerts(incident: Incident, transition: Transition, origin: Origin) -> tuple[
     """The alerts that one transition becomes; `incident` is as it is after it.
 
     That a run takes long is one event. A quiet incident (urgency info) is one event when it opens and one when it
-    escalates; its repair and its end stay silent. Ids follow from the transition, so that building them again yields the same alerts.
+    escalates; its repair and its end stay silent. Ids follow from the transition, so that building them again yields
+    the same alerts.
     """
     kind = transition.kind
     quiet = incident.urgency is Urgency.INFO

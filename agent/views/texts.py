@@ -181,6 +181,12 @@ def about(seconds: float) -> str:
     return f"{round(seconds / 60)} min" if seconds < 2 * 3600 else f"{round(seconds / 3600)} h"
 
 
+def bar(percent: float, width: int = 20) -> str:
+    """A bar of so many columns that is filled to this percentage."""
+    full = round(max(0.0, min(100.0, percent)) * width / 100)
+    return "█" * full + "░" * (width - full)
+
+
 def clock(at: float, now: float) -> str:
     """A moment as people say it, in UTC: the time today, with the date on other days."""
     moment, today = datetime.fromtimestamp(at, timezone.utc), datetime.fromtimestamp(now, timezone.utc)

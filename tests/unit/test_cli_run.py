@@ -64,6 +64,33 @@ def test_a_run_is_followed_step_by_step_to_its_end() -> None:
     )
 
 
+def going_on(*percents: float | None) -> list[tuple[str, Mapping[str, Any]]]:
+    """A run whose one step says how far it is."""
+    said = [
+        {"step": 0, "text": "compiling", "percent": each, "elapsed_s": 3.0 * (each or 0), "remaining_s": 7.2 * 50}
+        for each in percents
+    ]
+    return [GOOD[0], GOOD[1], *(("progress", each) for each in said), *GOOD[2:]]
+
+
+def test_a_long_step_shows_a_bar_that_fits_the_terminal() -> None:
+    host = with_runner(Runner(going_on(0.0, 42.4, 100.0)))
+    said = holdfast("run", "restart-engine", host=host, typed="")
+    bars = [line for line in said.out.split("\r\x1b[K") if "█" in line or "░" in line]
+    assert bars[1] == "1/3      ████████░░░░░░░░░░░░ 42 % compiling, 2 min 7 s, about 6 min left"
+    narrow = holdfast("run", "restart-engine", host=with_runner(Runner(going_on(42.4))), typed="", width=40)
+    assert all(len(line) < 40 for line in narrow.out.split("\n")[1].split("\r\x1b[K")[:-1])
+
+
+def test_without_a_terminal_a_long_step_is_told_at_every_tenth() -> None:
+    said = run("restart-engine", runner=Runner(going_on(1.0, 2.0, 9.9, 10.0, 11.0, 35.0)))
+    told = [line for line in said.out.splitlines() if "compiling" in line]
+    assert told[0] == "1/3      1 % compiling, 3 s, about 6 min left"
+    assert [line.split()[1] for line in told] == ["1", "10", "35"]
+    unknown = run("restart-engine", runner=Runner(going_on(None, None)))
+    assert "compiling …, 0 s, about 6 min left" in unknown.out
+
+
 @pytest.mark.parametrize(
     ("outcome", "code"), [("succeeded", 0), ("stopped", 1), ("failed", 2), ("undone", 2), ("interrupted", 3)]
 )

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from agent import ledger
 from agent.model import (
     Alert,
     CheckResult,
@@ -24,8 +25,9 @@ from agent.model import (
     Verdict,
 )
 from agent.store import Dispatch, open_store
+from agent.transcript import Transcript
 from agent.views.note import NOTE, TOKENS, DaemonNote
-from tests.support.cli import holdfast, tree
+from tests.support.cli import RUN, holdfast, tree
 from tests.support.fake_host import START, FakeClock, FakeHost
 
 EARLIER = Moment(START.wall - 240, START.boot_s - 240, START.boot_id)
@@ -241,3 +243,44 @@ def test_resolved_incidents_are_listed_only_with_all(tmp_path: Path) -> None:
     host = box(tmp_path, incidents=[replace(WEDGED, phase=Phase.RESOLVED)])
     assert holdfast("incident", "list", host=host).out == "no incident is open\n"
     assert "engine-wedged" in holdfast("incident", "list", "--all", host=host).out
+
+
+def under_way(host: FakeHost, *said: tuple[str, dict[str, Any]]) -> None:
+    """A run that a person began four minutes ago, with what it has said since."""
+    ledger.prepare(host)
+    attempt = {"runbook": "rebuild-llama-cpp", "subject": "engine:chat", "steps": 9, "total": 9}
+    ledger.append(host, ledger.Kind.ATTEMPT, RUN, attempt)
+    written = Transcript(host, RUN)
+    for name, data in (("accepted", attempt), *said):
+        written.write(name, **data)  # type: ignore[arg-type]
+
+
+STARTED = ("step_started", {"step": 2, "name": "Build it", "use": "build.compile"})
+
+
+def test_a_run_in_flight_is_shown_with_its_step_and_what_is_left(tmp_path: Path) -> None:
+    host = box(tmp_path)
+    far = {"step": 2, "text": "compiling", "percent": 42.0, "elapsed_s": 300.0, "remaining_s": 420.0}
+    under_way(host, STARTED, ("progress", far))
+    host.clock.sleep(60)
+    said = holdfast("status", host=host, width=200)
+    line = next(line for line in said.out.splitlines() if line.startswith("at work"))
+    assert "rebuild-llama-cpp on engine:chat, step 3/9: Build it, compiling 42 %, for 1 min, about 6 min left" in line
+    assert f"sudo holdfast run --follow {RUN}" in said.out
+    (shown,) = holdfast("status", "--json", host=host).json["data"]["in_flight"]
+    assert (shown["step"], shown["steps"], shown["percent"], shown["remaining_s"]) == (3, 9, 42.0, 360.0)
+
+
+def test_what_a_step_said_does_not_outlive_it(tmp_path: Path) -> None:
+    host = box(tmp_path)
+    far = {"step": 2, "text": "compiling", "percent": 99.0, "elapsed_s": 300.0, "remaining_s": 5.0}
+    next_step = ("step_started", {"step": 3, "name": "Prove it", "use": "build.prove"})
+    under_way(host, STARTED, ("progress", far), ("step_ended", {"step": 2, "ok": True}), next_step)
+    (shown,) = holdfast("status", "--json", host=host).json["data"]["in_flight"]
+    assert (shown["name"], shown["text"], shown["percent"], shown["remaining_s"]) == ("Prove it", "", None, None)
+
+
+def test_a_run_that_has_ended_is_not_in_flight(tmp_path: Path) -> None:
+    host = box(tmp_path)
+    under_way(host, STARTED, ("ended", {"outcome": "succeeded", "summary": "done"}))
+    assert holdfast("status", "--json", host=host).json["data"]["in_flight"] == []

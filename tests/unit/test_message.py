@@ -68,6 +68,8 @@ def test_each_transition_rings_where_it_must() -> None:
     assert told("verified") == [("trigger", "", "warning")]
     assert told("raised") == [("trigger", "", "warning")]
     assert told("raised", **loud) == [("trigger", "/critical", "critical")]
+    assert told("progress", **loud) == [("event", "", "info")]
+    assert told("progress", urgency=Urgency.INFO) == []
     assert told("needs-approval", **loud) == [("trigger", "/approval", "critical")]
     assert told("escalated", **loud) == [("trigger", "/escalated", "critical"), ("resolve", "/approval", "critical")]
     everywhere = ["", "/critical", "/escalated", "/approval"]

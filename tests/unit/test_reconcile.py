@@ -20,6 +20,7 @@ from agent.messages import (
     Effect,
     Message,
     ResultArrived,
+    RunGoesOn,
     RunReported,
     StartRun,
     Tick,
@@ -399,6 +400,24 @@ def test_a_run_that_waits_for_a_reboot_calls_for_the_person_who_makes_it(scene: 
     assert (scene.incident().phase, scene.incident().command) == (Phase.ESCALATED, "sudo systemctl reboot")
     assert scene.kinds()[-1] == "escalated"
     assert [each for each in scene.send(Tick(), after=600) if isinstance(each, StartRun)] == []
+
+
+def test_a_run_that_takes_long_is_told_once_with_how_long_and_again_only_as_its_end(scene: Scene) -> None:
+    request = open_incident(scene)
+    scene.send(RunGoesOn("01J" + "9" * 23, "compiling", 5.0, 700.0), after=1)
+    scene.send(RunGoesOn(request.id, "unpacking", 5.0, 20.0), after=1)
+    assert scene.kinds() == ["opened", "acting"]
+    for second in range(3):
+        scene.send(RunGoesOn(request.id, "compiling", 5.0 + second, 715.0 - second), after=1)
+    assert scene.kinds() == ["opened", "acting", "progress"]
+    assert scene.incident().left == "the run in progress, about 12 min, then its proof"
+    assert [each.text for each in scene.store.transitions(scene.incident().id)][-1] == "compiling, about 12 min"
+    again = scene.loop = scene.fresh()
+    scene.send(RunGoesOn(request.id, "compiling", 300.0, 415.0), after=1)
+    assert again.incidents[("engine-dead", CHAT)].left.startswith("the run in progress")
+    assert scene.kinds() == ["opened", "acting", "progress"]
+    scene.send(ended(request, Outcome.SUCCEEDED), after=1)
+    assert (scene.kinds()[-1], scene.incident().left) == ("verified", "")
 
 
 def test_a_run_that_the_runner_never_heard_of_is_decided_again_later(scene: Scene) -> None:

@@ -11,6 +11,7 @@ from agent.model import Status, Urgency, Verdict
 from agent.views import texts
 from agent.views.metrics import Snapshot, exposition, serve
 from agent.views.note import FRESH_S, NOTE_EVERY_S, DaemonNote, daemon_note
+from agent.views.texts import InFlightLine
 from tests.support.fake_host import START
 
 
@@ -56,6 +57,15 @@ def test_a_command_is_never_broken() -> None:
     assert texts.command("next", "x", 40) == ["next     x"]
 
 
+@pytest.mark.parametrize(("seconds", "words"), [(3, "10 s"), (38, "40 s"), (702, "12 min"), (7300, "2 h")])
+def test_what_is_only_guessed_is_said_in_round_numbers(seconds: float, words: str) -> None:
+    assert texts.about(seconds) == words
+
+
+def test_a_bar_is_as_full_as_the_work_is_done() -> None:
+    assert [texts.bar(percent, 4) for percent in (-5, 0, 50, 99, 200)] == ["░░░░", "░░░░", "██░░", "████", "████"]
+
+
 def series(snapshot: Snapshot) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     families = text_string_to_metric_families(exposition(snapshot).decode())
     return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
@@ -73,8 +83,17 @@ def test_the_metrics_have_the_names_that_were_promised() -> None:
             runs={("restart-engine", "succeeded"): 3},
             outbox_depth={"hook": 4},
             loop_lag_s=0.25,
+            in_flight=(
+                InFlightLine("01J", "rebuild", "engine:chat", 0.0, 3, 9, "Build", "compiling", 42.0, 300.0, 420.0),
+                InFlightLine("01K", "hold", "host", 0.0),
+            ),
         )
     )
+    chat = (("runbook", "rebuild"), ("subject", "engine:chat"))
+    assert now["holdfast_run_step", chat] == 3
+    assert now["holdfast_run_step_progress_ratio", chat] == 0.42
+    assert now["holdfast_run_step_remaining_seconds", chat] == 420
+    assert ("holdfast_run_step_progress_ratio", (("runbook", "hold"), ("subject", "host"))) not in now
     assert now["holdfast_driver_info", (("locked", "550.54.15"), ("running", "580.178.04"))] == 1
     assert now["holdfast_driver_matches_lock", ()] == 0
     assert now["holdfast_check_status", (("check", "host.disk"), ("subject", "host"))] == 1
