@@ -364,6 +364,8 @@ class Action:
     unfit: why it can do nothing for an engine with these settings, "" when it can; told in the page in place of a run.
     replaces_program: it gives the engine another program to run. What a restart cannot cure may be cured by that, and
     a unit that systemd keeps starting in vain is no reason to wait.
+    stands: whether what this step was for is true now, told from its `before`. A run that was cut off has not succeeded
+    while one of its steps does not stand, however well the engine serves. None: the run's own proof says it all.
     """
 
     id: str
@@ -374,6 +376,7 @@ class Action:
     unready: Callable[[Host], str] | None = None
     unfit: Callable[[Any], str] | None = None
     replaces_program: bool = False
+    stands: Callable[[Host, Target, Any, Mapping[str, Json]], bool] | None = None
 
 
 # --- receivers -----------------------------------------------------------------------------------------------

@@ -11,13 +11,12 @@ from typing import Any
 
 from pydantic import Field
 
+from agent.actions._proving import Users, generates
 from agent.errors import HostError
 from agent.host import Host, stops, systemd
-from agent.model import Risk, Sample
+from agent.model import Risk
 from agent.plugin import Action, Condition, Noop, Parameters, Plan, PlanStep, Read, Refuse, Target, Wait
 
-CANARY_S = 20.0
-"""How long one question may take: as long as the check engine.generates gives it."""
 PAUSE_S = 1.0
 """Between two questions to an engine that loads or whose slots are all taken."""
 
@@ -25,7 +24,7 @@ PAUSE_S = 1.0
 class EngineProveParameters(Parameters):
     """How patient to be."""
 
-    within_s: float = Field(default=300.0, gt=0, le=1800)
+    within_s: float = Field(default=300.0, gt=0, le=86400)
     """How long each engine may take until its token, seconds; loading a large model takes minutes."""
 
 
@@ -80,36 +79,32 @@ def _state(host: Host, target: Target) -> tuple[str, str]:
 
 
 def _proof(target: Target, within_s: float) -> Wait:
-    name, seen = target.settings.name, _Users()
-    proven = Condition(f"{name} generates a token", lambda host: _generates(host, target, seen))
+    name, seen, starts = target.settings.name, Users(), dict[str, int]()
+    proven = Condition(f"{name} generates a token", lambda host: _generates(host, target, seen, starts))
     why = f"{name} generated no token within {within_s:g} s: {way_out(target)}"
     return Wait(proven, within_s, why=why, code=f"no-token-{name}")
 
 
-class _Users:
-    """The last look at an engine whose slots are all taken: the next one shows whether its users get tokens."""
-
-    def __init__(self) -> None:
-        self.last: Sample | None = None
-
-
-def _generates(host: Host, target: Target, seen: _Users) -> bool:
-    """Whether it has just generated a token, for us or for somebody else. Raises HostError when it went down."""
-    if target.engine is None:
-        return False
+def _generates(host: Host, target: Target, seen: Users, starts: dict[str, int]) -> bool:
+    """Whether it has just generated a token. Raises HostError when it went down, be it that systemd starts it again."""
     _, fault = _state(host, target)
+    fault = fault or _crashed(host, target, starts)
     if fault:
         raise HostError(f"{target.settings.name} went down: {fault}; {way_out(target)}", code="engine-down")
-    canary = target.engine.canary(host, target.settings, CANARY_S)
-    if canary.tokens >= 1:
+    if generates(host, target, seen):
         return True
-    if canary.refused:
-        now = target.engine.sample(host, target.settings)
-        if seen.last is not None and seen.last.generated_until(now):
-            return True
-        seen.last = now if now.progress else seen.last
     host.clock.sleep(PAUSE_S)
     return False
+
+
+def _crashed(host: Host, target: Target, starts: dict[str, int]) -> str:
+    """How it has crashed since the first look, "" when it has not: waiting longer for such an engine proves nothing."""
+    if target.unit is None:
+        return ""
+    state = systemd.unit_state(host, target.unit)
+    first = starts.setdefault(target.unit, state.n_restarts)
+    crashes = state.n_restarts - first + (1 if state.sub_state.startswith("auto-restart") else 0)
+    return f"{target.unit} crashed, and systemd starts it again" if crashes > 0 else ""
 
 
 ACTION = Action(id="engine.prove", params=EngineProveParameters, risk=Risk.NONE, plan=plan)
