@@ -42,7 +42,7 @@ class Rebuild(Parameters):
     commit: str = Field(pattern=r"^[0-9a-f]{40}$")
     """The commit that is known to serve, as its full hash: a tag can be moved."""
     tag: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,63})?$")
-    """The tag that this commit had, for people; where it points elsewhere by now, the commit counts, and that is said."""
+    """The tag that this commit had, for people; where it points elsewhere by now, that is said: the commit counts."""
     releases: str = Field(default="/opt/llama.cpp/releases", pattern=_PATH)
     """The folder of the releases, side by side."""
     install: Literal["link", "copy"] = "link"

@@ -94,6 +94,15 @@ def unit_state(host: Host, unit: str) -> UnitState:
     return _state(unit, found, host.clock.suspended_s())
 
 
+def program(host: Host, unit: str) -> str:
+    """The file that a unit's (first) ExecStart runs, "" when it has none. Its arguments, which may hold secrets, are
+    not looked at. Raises CommandFailed.
+    """
+    answer = _systemctl(host, "show", "--property=ExecStart", "--", unit)
+    found = re.search(r"^ExecStart=\{ path=(\S+) ;", answer.stdout, re.MULTILINE)
+    return found[1] if found else ""
+
+
 def units(host: Host) -> list[str]:
     """The names of all running service units. Raises CommandFailed."""
     answer = _systemctl(

@@ -1,0 +1,91 @@
+"""Take exactly the tree of one commit out of the repository, as the build user, into an empty folder.
+
+No checkout and no clone, so that no hook runs, no submodule is fetched and the work tree of the source, dirty or not,
+does not count. Everything an earlier build has left is removed first, but for the compiler cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field
+
+from agent.host import Host, builds, llama_source
+from agent.host.recipe import BUILD_USER, Recipe, of, unfit
+from agent.model import Json, Risk
+from agent.plugin import Action, Command, Noop, Parameters, Plan, PlanStep, Read, Refuse, RemoveFile, Target, WriteFile
+
+EXPORT_S = 600.0
+"""A tree of 200 MB takes a second; on a disk that is cold and busy much longer."""
+REMOVE_S = 300.0
+FOLDER_S = 30.0
+
+
+class BuildExportParameters(Parameters):
+    """Which engine, and which commit."""
+
+    engine: str = Field(min_length=1)
+    """The engine's name; how it is built comes from its [engine.rebuild]."""
+    commit: str = Field(default="", pattern=r"^([0-9a-f]{40})?$")
+    """The commit as its full hash; empty: the configured one."""
+
+
+def plan(host: Host, target: Target, params: Any) -> Plan:
+    """Empty the work folder, note what is being built, and unpack the commit's tree."""
+    recipe = of(target.settings)
+    if recipe is None:
+        return Plan((Refuse(unfit(target.settings), "no-recipe"),))
+    commit = builds.wanted(recipe, params.commit)
+    name = builds.free_name(host, recipe, builds.base_name(host, recipe, commit))
+    work, tree = builds.work(recipe), builds.source_tree(recipe)
+    packed = f"{work}/source.tar"
+    own = (f"--owner={BUILD_USER}", f"--group={BUILD_USER}", "--mode=0700")
+    steps: tuple[PlanStep, ...] = (
+        Command(("install", "--directory", "--mode=0755", builds.folder(recipe)), FOLDER_S),
+        *emptied(recipe),
+        WriteFile(builds.begun(recipe), f"{commit} {name}\n"),
+        Command(("install", "--directory", *own, work), FOLDER_S),
+        Command(
+            ("mkdir", "--parents", *(f"{work}/{each}" for each in ("src", "home", "tmp", "ccache"))),
+            FOLDER_S,
+            user=BUILD_USER,
+        ),
+        Command(
+            llama_source.git(host, recipe, "archive", "--format=tar", f"--output={packed}", commit),
+            EXPORT_S,
+            user=BUILD_USER,
+            words=f"taking {commit[:12]} out of {recipe.source}",
+            interruptible=True,
+        ),
+        Command(
+            ("tar", "--extract", f"--file={packed}", f"--directory={tree}"),
+            EXPORT_S,
+            user=BUILD_USER,
+            interruptible=True,
+        ),
+        Command(("rm", "--force", "--", packed), FOLDER_S, user=BUILD_USER),
+        Read("what was exported", lambda _: f"{commit[:12]} from {recipe.source}", sums_up=True),
+    )
+    return Plan(steps, {"release": name})
+
+
+def undo(host: Host, target: Target, params: Any, before: Mapping[str, Json]) -> Plan:
+    """Remove what was exported and whatever was made of it."""
+    recipe = of(target.settings)
+    if recipe is None:
+        return Plan((Noop(unfit(target.settings)),))
+    return Plan((*emptied(recipe), Noop("the work folder was emptied")))
+
+
+def emptied(recipe: Recipe) -> tuple[PlanStep, ...]:
+    """Nothing is left of a build but the compiler cache."""
+    names = ("src", "build", "home", "tmp", "source.tar", "release.tar")
+    paths = (f"{builds.work(recipe)}/{each}" for each in names)
+    return (
+        RemoveFile(builds.begun(recipe)),
+        Command(("rm", "--recursive", "--force", "--one-file-system", "--", *paths), REMOVE_S),
+    )
+
+
+ACTION = Action(id="build.export", params=BuildExportParameters, risk=Risk.NONE, plan=plan, undo=undo, unfit=unfit)
