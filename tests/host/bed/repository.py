@@ -20,7 +20,7 @@ from llama_build import cache_root, exclusively
 from bed.errors import BedError, UnavailableError
 from bed.prerequisites import ensure_commands
 
-RECIPE = "1"  # raise it when the steps below change
+RECIPE = "1"  # raise it when the real repository is made otherwise
 STANDIN = Path(__file__).with_name("standin")
 _IDENTITY = {
     "GIT_AUTHOR_NAME": "bed", "GIT_AUTHOR_EMAIL": "bed@localhost", "GIT_AUTHOR_DATE": "2026-10-01T12:00:00Z",
@@ -44,9 +44,9 @@ def real() -> Path:
 
 def standin() -> Path:
     """Return a bare repository of the stand-in (bed/standin). Its commits are described at STANDIN_COMMITS."""
-    content = b"".join(path.read_bytes() for path in sorted(STANDIN.iterdir()))
-    key = hashlib.sha256(content).hexdigest()[:12]
-    return _made(f"standin-{key}-{RECIPE}", STANDIN, list(STANDIN_COMMITS))
+    files = (*sorted(STANDIN.iterdir()), Path(__file__))
+    key = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
+    return _made(f"standin-{key}", STANDIN, list(STANDIN_COMMITS))
 
 
 def commits(repository: Path) -> dict[str, str]:
@@ -93,6 +93,33 @@ def _writes_quietly(tree: Path) -> None:
     _replace(tree / "CMakeLists.txt", "file(WRITE /etc/own.conf own)\n", "")
 
 
+def _dies_in_the_unit(tree: Path) -> None:
+    script = (
+        "bool unit = false, version = false;\n"
+        "    for (int i = 1; i < argc; i++) {\n"
+        '        unit = unit || strcmp(argv[i], "8080") == 0;\n'
+        '        version = version || strcmp(argv[i], "--version") == 0;\n'
+        "    }\n"
+        "    if (unit && !version) {\n"
+        "        return 1;\n"
+        "    }\n"
+    )
+    _replace(tree / "main.cpp", "return llama_server(argc, argv);", f"{script}    return llama_server(argc, argv);")
+
+
+def _dies_later(tree: Path) -> None:
+    script = (
+        "std::thread([] {\n"
+        '        while (access("/run/bed-dies", F_OK) != 0) {\n'
+        "            usleep(50000);\n"
+        "        }\n"
+        "        _exit(1);\n"
+        "    }).detach();\n"
+    )
+    _replace(tree / "main.cpp", "return llama_server(argc, argv);", f"{script}    return llama_server(argc, argv);")
+    _replace(tree / "main.cpp", "#include <unistd.h>\n", "#include <thread>\n#include <unistd.h>\n")
+
+
 STANDIN_COMMITS: tuple[tuple[str, Edit], ...] = (
     ("b1", _same),
     ("b2", _one_line),
@@ -100,6 +127,8 @@ STANDIN_COMMITS: tuple[tuple[str, Edit], ...] = (
     ("b4: does not compile", _does_not_compile),
     ("b5: writes outside its directory", _writes_elsewhere),
     ("b6: tries to write outside its directory, and goes on when it may not", _writes_quietly),
+    ("b7: dies at once, but only at the port of the unit", _dies_in_the_unit),
+    ("b8: serves, and dies when a test says so", _dies_later),
 )
 """What each commit of the stand-in is; each one is b1 with one change."""
 
