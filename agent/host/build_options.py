@@ -10,7 +10,7 @@ from agent.host import Host, builds, llama_source, toolchain
 from agent.host.recipe import Recipe
 
 TARGET = "llama-server"
-_ALWAYS = (
+ALWAYS = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DLLAMA_BUILD_TESTS=OFF",
     "-DLLAMA_BUILD_EXAMPLES=OFF",
@@ -21,7 +21,8 @@ _ALWAYS = (
     # From b5064 to b8072 it is on by default, and stops the build where the library's headers are missing.
     "-DLLAMA_CURL=OFF",
 )
-_LINKED = ("-DBUILD_SHARED_LIBS=ON", "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON", "-DCMAKE_INSTALL_RPATH=$ORIGIN")
+"""What every build is told."""
+LINKED = ("-DBUILD_SHARED_LIBS=ON", "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON", "-DCMAKE_INSTALL_RPATH=$ORIGIN")
 """Its libraries lie beside the server, wherever that is moved to; cmake's own run path is the build tree."""
 _ALONE = ("-DBUILD_SHARED_LIBS=OFF",)
 
@@ -38,7 +39,7 @@ def options(host: Host, recipe: Recipe, commit: str) -> tuple[str, ...]:
         cards = toolchain.architectures(host, recipe)
         # Never left to cmake: without a card in sight it would build for none.
         cuda += [f"-DCMAKE_CUDA_ARCHITECTURES={';'.join(cards)}"] if cards else []
-    return (*_ALWAYS, *(_LINKED if recipe.install == "link" else _ALONE), *named, *cached, *cuda, *recipe.cmake)
+    return (*ALWAYS, *(LINKED if recipe.install == "link" else _ALONE), *named, *cached, *cuda, *recipe.cmake)
 
 
 def _languages(host: Host, recipe: Recipe) -> tuple[str, ...]:

@@ -8,9 +8,9 @@ the options with which Holdfast does it, because ccache only finds what was comp
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
+from agent.host import build_options
 from bed import repository, rootfs
 
 PACKAGES = ("ccache", "cmake", "g++", "git", "make")
@@ -23,11 +23,6 @@ WORK = "/var/cache/holdfast-build/chat/work"
 """Where Holdfast builds the engine `chat`."""
 CMAKE = ("-DGGML_NATIVE=OFF", "-DLLAMA_OPENSSL=OFF")
 """What `[engine.rebuild]` says: the tree may be moved to another processor, and it has no libssl-dev."""
-OPTIONS = (
-    "-DCMAKE_BUILD_TYPE=Release", "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_UI=OFF",
-    "-DLLAMA_USE_PREBUILT_UI=OFF", "-DLLAMA_BUILD_APP=OFF", "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON",
-    "-DCMAKE_INSTALL_RPATH=$ORIGIN",
-)  # fmt: skip
 _WARM = f"""\
 quietly() {{ "$@" >/tmp/log 2>&1 || {{ tail -n 20 /tmp/log; exit 1; }}; }}
 work={WORK}
@@ -52,9 +47,11 @@ def with_tools(suite: str = "bookworm") -> Path:
     return rootfs.rootfs(suite, PACKAGES)
 
 
-def with_llama_cpp(suite: str = "bookworm", options: Sequence[str] = (*OPTIONS, *CMAKE)) -> Path:
+def with_llama_cpp(suite: str = "bookworm") -> Path:
     """Return a tree with tools, the real repository, a ccache of its b1 and b2, and b1 built. Minutes at first."""
     source = repository.real()
+    launchers = (f"-DCMAKE_{each}_COMPILER_LAUNCHER=ccache" for each in ("C", "CXX"))
+    options = (*build_options.ALWAYS, *build_options.LINKED, *launchers, *CMAKE)
     words = "\0".join([source.name, *options, _WARM, *PACKAGES])
     key = hashlib.sha256(words.encode()).hexdigest()[:12]
     name = f"{suite}-{rootfs.RECIPE}-llama-{key}"
