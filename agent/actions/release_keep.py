@@ -13,8 +13,9 @@ from typing import Any
 
 from pydantic import Field
 
+from agent.actions.build_export import emptied
 from agent.errors import HostError
-from agent.host import Host, builds, recipe, releases
+from agent.host import Host, recipe, releases
 from agent.host.recipe import Recipe
 from agent.model import Risk
 from agent.plugin import (
@@ -54,7 +55,7 @@ def plan(host: Host, target: Target, params: Any) -> Plan:
         WriteFile(releases.state_file(known.engine), lambda host: settled(host, known, unit), 0o640),
         RemoveFile(releases.way_back(known)),
         *_pruned(host, known),
-        *_work(known),
+        *emptied(known),
         Noop("noted as proven"),
     ]
     return Plan(tuple(steps))
@@ -108,13 +109,6 @@ def _stays(known: Recipe, path: str) -> Condition:
 
 def _removed(folder: str) -> Command:
     return Command(("rm", "--recursive", "--force", "--one-file-system", "--", folder), REMOVE_S)
-
-
-def _work(known: Recipe) -> Iterator[PlanStep]:
-    """The exported tree and what was built in it; not ccache, nor the logs."""
-    yield _removed(builds.source_tree(known))
-    yield _removed(builds.build_tree(known))
-    yield RemoveFile(builds.begun(known))
 
 
 ACTION = Action(id="release.keep", params=ReleaseKeepParameters, risk=Risk.NONE, plan=plan, unfit=recipe.unfit)
