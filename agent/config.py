@@ -71,6 +71,15 @@ class HeartbeatSettings(Parameters):
     """How often."""
 
 
+class RehearsalSettings(Parameters):
+    """When Holdfast rehearses by itself what it would do in an emergency, beside what serves."""
+
+    quiet: str = Field(default="02:00-05:00", pattern=r"^([01]\d|2[0-3]):[0-5]\d-(([01]\d|2[0-3]):[0-5]\d|24:00)$")
+    """The quiet hours, in this host's local time; they may go past midnight."""
+    by_itself: bool = True
+    """Whether it does so by itself; by hand, `holdfast rehearse` always works."""
+
+
 @dataclass(frozen=True)
 class CheckSettings:
     """One check as configured: its own parameters, and what the frame needs."""
@@ -88,6 +97,7 @@ class Config:
     daemon: DaemonSettings = field(default_factory=DaemonSettings)
     pager: PagerSettings = field(default_factory=PagerSettings)
     heartbeat: HeartbeatSettings | None = None
+    rehearsal: RehearsalSettings = field(default_factory=RehearsalSettings)
     engines: tuple[EngineSettings, ...] = ()
     receivers: tuple[ReceiverSettings, ...] = ()
     checks: Mapping[str, CheckSettings] = field(default_factory=dict)
@@ -236,6 +246,7 @@ _TABLES: dict[str, type[BaseModel]] = {
     "daemon": DaemonSettings,
     "pager": PagerSettings,
     "heartbeat": HeartbeatSettings,
+    "rehearsal": RehearsalSettings,
 }
 _KNOWN = (*_TABLES, "engine", "receiver", "check")
 
@@ -255,6 +266,7 @@ def _validate(merged: _Merged, mistakes: list[Mistake], digest: str, path: str) 
         daemon=tables["daemon"] or DaemonSettings(),
         pager=tables["pager"] or PagerSettings(),
         heartbeat=tables["heartbeat"] or None,
+        rehearsal=tables["rehearsal"] or RehearsalSettings(),
         engines=engines,
         receivers=receivers,
         checks=checks,

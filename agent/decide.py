@@ -76,7 +76,10 @@ class Caller(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One attempt from the ledger, with its outcome where there is one."""
+    """One attempt from the ledger, with its outcome where there is one.
+
+    rehearsal: nothing that serves was touched, so it spends no budget and bears on no decision about a run.
+    """
 
     run: str
     runbook: str
@@ -86,6 +89,7 @@ class Attempt:
     outcome: Outcome | None = None
     ended_at: Moment | None = None
     signature: str = ""
+    rehearsal: bool = False
 
     @property
     def counts(self) -> bool:

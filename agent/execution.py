@@ -31,7 +31,10 @@ VERIFY_EVERY_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One run: what, on what, with which inputs, and how it can be stopped."""
+    """One run: what, on what, with which inputs, and how it can be stopped.
+
+    rehearsal: only what disturbs nobody is done, and then undone.
+    """
 
     host: Host
     config: Config
@@ -41,17 +44,22 @@ class Work:
     run: str
     transcript: Transcript
     stopping: Callable[[], bool] = lambda: False
+    rehearsal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a run ended. `code` says why in one word, `not_before` (Unix seconds) when a refusal may be tried again."""
+    """How a run ended. `code` says why in one word, `not_before` (Unix seconds) when a refusal may be tried again.
+
+    took_s: how long the steps of a rehearsal took, without clearing up.
+    """
 
     outcome: Outcome
     summary: str
     signature: str = ""
     code: str = ""
     not_before: float | None = None
+    took_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +80,7 @@ class Begun:
 
 
 @dataclass
-class _Progress:
+class Standing:
     """What this run has done so far."""
 
     begun: list[Begun] = field(default_factory=list)
@@ -141,12 +149,12 @@ def execute(work: Work) -> Result | Parked:
 
     The outcome is on record after it, unless only a reboot can finish the work.
     """
-    progress = _Progress()
+    standing = Standing()
     try:
         known = facts.seen_by_templates(work.host, work.config, work.subject, work.inputs)
         for index, step in enumerate(work.runbook.steps):
-            _step(work, progress, index, step, known)
-            progress.done = index + 1
+            carry_out(work, standing, index, step, known)
+            standing.done = index + 1
         result = verified(work, work.runbook.verify)
     except RebootAwaited as error:
         return _parked(work, error.message)
@@ -154,18 +162,18 @@ def execute(work: Work) -> Result | Parked:
         wait = error.not_before_s
         not_before = None if wait is None else work.host.clock.now().wall + wait
         result = Result(Outcome.REFUSED, error.message, code=error.code, not_before=not_before)
-        if progress.changed:
+        if standing.changed:
             result = replace(result, outcome=Outcome.FAILED)
     except StopAsked as error:
         result = Result(Outcome.STOPPED, error.message, code=error.code)
-        if work.runbook.verify is None and progress.done >= needed(work.runbook):
+        if work.runbook.verify is None and standing.done >= needed(work.runbook):
             result = Result(Outcome.SUCCEEDED, f"{error.message}; all that must be done was done")
     except HoldfastError as error:
         result = _failed(work, error.message, error.code)
     except Exception as error:  # noqa: BLE001 - a bug in an action must still be undone and recorded
-        result = _failed(work, f"{work.runbook.id} crashed: {_crash(error)}", "crashed")
+        result = _failed(work, f"{work.runbook.id} crashed: {crash_words(error)}", "crashed")
     if result.outcome not in (Outcome.SUCCEEDED, Outcome.REFUSED):
-        result = undone(unstoppable(work), result, progress.begun)
+        result = undone(unstoppable(work), result, standing.begun)
     return finish(work, result)
 
 
@@ -198,23 +206,30 @@ def finish(work: Work, result: Result) -> Result:
         "subject": work.subject,
         "next": "",
     }
-    if result.outcome in (Outcome.FAILED, Outcome.UNDONE):
+    if work.rehearsal:
+        data |= {"rehearsal": True, "took_s": result.took_s}
+    elif result.outcome in (Outcome.FAILED, Outcome.UNDONE):
         data["next"] = work.runbook.on_failure
     if result.outcome is Outcome.REFUSED:
         work.transcript.write("refused", code=result.code, reason=result.summary[:500], not_before=result.not_before)
     work.transcript.write("ended", **data)
-    record(work.host, work.run, data, proven=result.outcome is Outcome.SUCCEEDED and work.runbook.verify is not None)
+    proven = result.outcome is Outcome.SUCCEEDED and work.runbook.verify is not None and not work.rehearsal
+    record(work.host, work.run, data, proven=proven)
     return result
 
 
 def record(host: Host, run: str, data: Mapping[str, Json], *, proven: bool) -> None:
     """The outcome in the ledger; proven health clears the signatures of earlier failures."""
-    ledger.append(host, Kind.OUTCOME, run, data)
+    ledger.append(host, Kind.REHEARSED if data.get("rehearsal") else Kind.OUTCOME, run, data)
     if proven:
         ledger.append(host, Kind.RESET, run, {"subject": data.get("subject", "")})
 
 
-def _step(work: Work, progress: _Progress, index: int, step: Step, known: Mapping[str, Json]) -> None:
+def carry_out(work: Work, standing: Standing, index: int, step: Step, known: Mapping[str, Json]) -> None:
+    """One step with a plan made from fresh facts, told in the transcript from its start to its end.
+
+    Raises what the step raises, unless it is best effort.
+    """
     started = work.host.clock.now()
     place: dict[str, Json] = {"step": index, "name": step.name, "use": step.use}
     work.transcript.write("step_started", **place, spans_reboot=step.spans_reboot)
@@ -229,12 +244,12 @@ def _step(work: Work, progress: _Progress, index: int, step: Step, known: Mappin
         values = target.params.model_dump(mode="json")
         work.transcript.write("planned", **place, parameters=values, before=before, lines=list(by_hand(plan)))
         if action.undo is not None and before is not None:
-            progress.begun.append(Begun(index, step, values, before))
+            standing.begun.append(Begun(index, step, values, before))
 
         touched: list[int] = []
 
         def touch() -> None:
-            progress.changed = True
+            standing.changed = True
             if not touched:
                 touched.append(index)
                 work.transcript.write("progress", step=index, text="changes begin", changes=True)
@@ -249,7 +264,7 @@ def _step(work: Work, progress: _Progress, index: int, step: Step, known: Mappin
             return
         raise
     except Exception as error:
-        ended(False, f"crashed: {_crash(error)}")
+        ended(False, f"crashed: {crash_words(error)}")
         if step.best_effort:
             return
         raise
@@ -358,13 +373,28 @@ def _stopped_by_an_operator(work: Work) -> bool:
     return how == stops.BY_AN_OPERATOR
 
 
-def _crash(error: Exception) -> str:
+def crash_words(error: Exception) -> str:
     """What a bug of ours was and where; not its message, which may quote what an engine said."""
     frames = traceback.extract_tb(error.__traceback__)
     return f"{type(error).__name__} in {frames[-1].filename.rsplit('/', 2)[-1]}:{frames[-1].lineno}"
 
 
 # --- undo ----------------------------------------------------------------------------------------------------
+
+
+def stand(work: Work, begun: Sequence[Begun]) -> bool:
+    """Whether everything is true now that these steps were for, as far as their actions can tell."""
+    for each in begun:
+        action = plugin.actions().get(each.step.use)
+        if action is None or action.stands is None or each.before is None:
+            continue
+        try:
+            target = _target(work, action, each.parameters, f"step {each.step.name!r}")
+            if not action.stands(work.host, target, target.params, each.before):
+                return False
+        except HoldfastError:
+            return False
+    return True
 
 
 def undone(work: Work, result: Result, begun: Sequence[Begun]) -> Result:
@@ -400,7 +430,7 @@ def undone(work: Work, result: Result, begun: Sequence[Begun]) -> Result:
             troubles.append(f"undo of {each.step.name!r}: {error.message}")
             work.transcript.write("undone", **place, ok=False, summary=error.message[:500])
         except Exception as error:  # noqa: BLE001 - the other steps are undone all the same
-            troubles.append(f"undo of {each.step.name!r} crashed: {_crash(error)}")
+            troubles.append(f"undo of {each.step.name!r} crashed: {crash_words(error)}")
             work.transcript.write("undone", **place, ok=False, summary=troubles[-1])
         else:
             work.transcript.write("undone", **place, ok=True, summary=done.summary)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from agent.decide import Attempt
@@ -38,7 +38,8 @@ FIRST = "0" * 64
 class Kind(str, Enum):
     """What a record says. `reset` is proven health: it clears failure signatures, never the window.
 
-    `parked`: the run has let go and is finished after the next boot.
+    `parked`: the run has let go and is finished after the next boot. `rehearsal` and `rehearsed` are the attempt and
+    the outcome of a rehearsal, which spends no budget.
     """
 
     ATTEMPT = "attempt"
@@ -51,6 +52,8 @@ class Kind(str, Enum):
     STOP = "stop"
     PARKED = "parked"
     REPAIRED = "repaired"
+    REHEARSAL = "rehearsal"
+    REHEARSED = "rehearsed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,36 +276,49 @@ def _last_refusal(noted: Json) -> tuple[Moment | None, int]:
 
 
 def attempts(records: Sequence[Record]) -> tuple[Attempt, ...]:
-    """Every attempt with its outcome, oldest first. Signatures from before proven health are cleared."""
+    """Every attempt with its outcome, oldest first, no rehearsal. Signatures from before proven health are cleared."""
+    return tuple(each for each in _begun(records) if not each.rehearsal)
+
+
+def rehearsals(records: Sequence[Record]) -> tuple[Attempt, ...]:
+    """Every rehearsal with its outcome, oldest first."""
+    return tuple(each for each in _begun(records) if each.rehearsal)
+
+
+def _begun(records: Sequence[Record]) -> Iterable[Attempt]:
     found: dict[str, Attempt] = {}
     for record in records:
-        if record.kind is Kind.ATTEMPT:
+        if record.kind in _BEGINNINGS:
             found[record.run] = Attempt(
                 run=record.run,
                 runbook=str(record.data.get("runbook", "")),
                 subject=str(record.data.get("subject", "")),
                 at=record.at,
                 risk=Risk(record.data.get("risk", "service")),
+                rehearsal=record.kind is Kind.REHEARSAL,
             )
-        elif record.kind is Kind.OUTCOME and record.run in found and found[record.run].outcome is None:
+        elif record.kind in _ENDS and record.run in found and found[record.run].outcome is None:
             tried = found[record.run]
             outcome, signature = Outcome(record.data["outcome"]), str(record.data.get("signature", ""))
-            found[record.run] = _but(tried, outcome, record.at, signature)
+            found[record.run] = replace(tried, outcome=outcome, ended_at=record.at, signature=signature)
         elif record.kind is Kind.RESET:
             for run, tried in found.items():
                 if tried.subject == record.data.get("subject"):
-                    found[run] = _but(tried, tried.outcome, tried.ended_at, "")
-    return tuple(found.values())
+                    found[run] = replace(tried, signature="")
+    return found.values()
 
 
-def _but(tried: Attempt, outcome: Outcome | None, ended_at: Moment | None, signature: str) -> Attempt:
-    return Attempt(tried.run, tried.runbook, tried.subject, tried.at, tried.risk, outcome, ended_at, signature)
+_BEGINNINGS = (Kind.ATTEMPT, Kind.REHEARSAL)
+_ENDS = (Kind.OUTCOME, Kind.REHEARSED)
 
 
 def open_attempts(records: Sequence[Record], now: Moment) -> tuple[Attempt, ...]:
-    """Attempts without an outcome: in flight, or cut off. One that waits for a reboot counts after the reboot only."""
+    """Attempts and rehearsals without an outcome: in flight, or cut off.
+
+    One that waits for a reboot counts after the reboot only.
+    """
     parked = {each.run for each in records if each.kind is Kind.PARKED and each.at.boot_id == now.boot_id}
-    return tuple(each for each in attempts(records) if each.outcome is None and each.run not in parked)
+    return tuple(each for each in _begun(records) if each.outcome is None and each.run not in parked)
 
 
 def parked(records: Sequence[Record], now: Moment) -> tuple[Record, ...]:
@@ -313,13 +329,13 @@ def parked(records: Sequence[Record], now: Moment) -> tuple[Record, ...]:
 
 
 def attempt_data(records: Sequence[Record], run: str) -> Mapping[str, Json] | None:
-    """What the attempt's record says, None when this run never started."""
-    return next((record.data for record in records if record.kind is Kind.ATTEMPT and record.run == run), None)
+    """What the record of the attempt or rehearsal says, None when this run never started."""
+    return next((record.data for record in records if record.kind in _BEGINNINGS and record.run == run), None)
 
 
 def outcome_of(records: Sequence[Record], run: str) -> Mapping[str, Json] | None:
     """What the run's outcome record says (the first one counts), None when there is none."""
-    return next((record.data for record in records if record.kind is Kind.OUTCOME and record.run == run), None)
+    return next((record.data for record in records if record.kind in _ENDS and record.run == run), None)
 
 
 def paused(records: Sequence[Record], now: Moment) -> Pause | None:

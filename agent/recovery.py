@@ -2,9 +2,9 @@
 
 Judge first: when the proof is already there, the run succeeded. Otherwise a run that had done all its steps, or stood
 in one that spans a reboot, resumes at its proof (without one, all its steps are the success); any other is undone from
-fresh facts and then proven, because the right end of a cut-off restart is an engine that runs. Exactly one outcome is
-recorded. Everything needed is in the attempt's record and the transcript, so that a changed runbook cannot change the
-end of a run.
+fresh facts and then proven, because the right end of a cut-off restart is an engine that runs. A rehearsal is cleared
+up and judged as nothing. Exactly one outcome is recorded. Everything needed is in the attempt's record and the
+transcript, so that a changed runbook cannot change the end of a run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from agent import claim, execution, ledger, transcript
+from agent import claim, execution, ledger, plugin, rehearse, transcript
 from agent.config import Config
 from agent.decide import Limits
 from agent.errors import FileTrouble, HoldfastError
@@ -45,8 +45,18 @@ def attempt_record(runbook: Runbook, subject: str, inputs: Mapping[str, Json]) -
         "inputs": dict(inputs),
         "steps": execution.needed(runbook),
         "total": len(runbook.steps),
+        "replaces": _replacing_step(runbook),
         "verify": None if verify is None else [verify.check, verify.within_s, list(verify.also)],
     }
+
+
+def _replacing_step(runbook: Runbook) -> int | None:
+    """The index of the step that gives the engine another program, None when there is none."""
+    known = plugin.actions()
+    for index, step in enumerate(runbook.steps):
+        if step.use in known and known[step.use].replaces_program:
+            return index
+    return None
 
 
 def recover(host: Host, config: Config, *, stopping: Callable[[], bool] = lambda: False) -> list[str]:
@@ -59,8 +69,10 @@ def recover(host: Host, config: Config, *, stopping: Callable[[], bool] = lambda
     finished: list[str] = []
     while True:
         before = len(finished)
-        for attempt in ledger.open_attempts(ledger.read(host).records, host.clock.now()):
-            held = claim.take(host, attempt.subject, attempt.run)
+        left = ledger.open_attempts(ledger.read(host).records, host.clock.now())
+        for attempt in sorted(left, key=lambda each: each.rehearsal):  # what was meant seriously comes first
+            take = claim.clear_up if attempt.rehearsal else claim.take
+            held = take(host, attempt.subject, attempt.run)
             if isinstance(held, str):
                 continue
             with held:
@@ -121,25 +133,34 @@ def _work(
         hash=str(data.get("hash", "")),
         file=f"run {run}",
     )
+    inputs, rehearsal = data.get("inputs", {}), bool(data.get("rehearsal"))
     return Work(
-        host, config, runbook, str(data["subject"]), data.get("inputs", {}), run, Transcript(host, run, tell), stopping
+        host, config, runbook, str(data["subject"]), inputs, run, Transcript(host, run, tell), stopping, rehearsal
     )
 
 
 def _finish(work: Work, data: Mapping[str, Json], found: Sequence[Event]) -> Result:
+    if work.rehearsal:
+        work.transcript.write("progress", text="the rehearsal was cut off; it is cleared up")
+        result = Result(Outcome.INTERRUPTED, f"cut off {_stand(found, 0)[0]}", code="cut-off")
+        return execution.finish(work, rehearse.cleared(work, result, _begun(found)))
     work.transcript.write("progress", text="the run was cut off; recovery looks first whether it has succeeded")
     started, whole = _stand(found, int(data.get("steps", 0)))
     begun = _begun(found)
-    verify = work.runbook.verify
-    if verify is not None and (begun or whole or _spans_reboot(found)):
+    verify, replaces = work.runbook.verify, data.get("replaces")
+    result = Result(Outcome.INTERRUPTED, f"cut off {started}", code="cut-off")
+    if replaces is not None and not any(each.index == replaces for each in begun):
+        # Nothing that serves was touched, so that how well it serves says nothing of the run.
+        return execution.finish(work, execution.undone(work, result, begun))
+    stands = execution.stand(work, begun)
+    if verify is not None and stands and (begun or whole or _spans_reboot(found)):
         seen = execution.look(work, verify)
         if seen is not None and execution.proves(seen) and not execution.unproven(work, verify):
             work.transcript.write("verified", check=verify.check, summary=seen.summary)
             return execution.finish(work, Result(Outcome.SUCCEEDED, f"cut off, and proven afterwards: {seen.summary}"))
     if verify is None and whole and _worked(found, int(data.get("steps", 0)) - 1):
         return execution.finish(work, Result(Outcome.SUCCEEDED, "cut off after all its steps were done"))
-    result = Result(Outcome.INTERRUPTED, f"cut off {started}", code="cut-off")
-    resumes = (whole and verify is not None) or _spans_reboot(found)
+    resumes = (whole and verify is not None and stands) or _spans_reboot(found)
     if not resumes:
         result = execution.undone(work, result, begun)
     over = result.outcome is Outcome.STOPPED or result.code == "untouched"
@@ -151,7 +172,12 @@ def _finish(work: Work, data: Mapping[str, Json], found: Sequence[Event]) -> Res
         except HoldfastError as error:
             proof = Result(Outcome.FAILED, error.message, code=error.code)
         summary = f"{result.summary}; then {proof.summary}"
-        result = replace(proof, summary=summary)
+        proven = proof.outcome is Outcome.SUCCEEDED
+        if replaces is not None and resumes and not proven:
+            return execution.finish(work, execution.undone(work, replace(proof, summary=summary), begun))
+        # What serves well again after an undo is not what the run was for.
+        kept = result if proven and not resumes and not execution.stand(work, begun) else proof
+        result = replace(kept, summary=summary)
     return execution.finish(work, result)
 
 

@@ -88,7 +88,7 @@ def answer(host: Host, connection: Lines, stopping: Callable[[], bool]) -> int:
         verbs.serve(host, request, who, peer.uid, tell, stopping)
     except HoldfastError as error:
         _refuse(host, connection, peer, request.id, error.code, error.message)
-    return InternalError.exit_code if request.do == "run" and _cut_off(host) else 0
+    return InternalError.exit_code if request.do in ("run", "rehearse") and _cut_off(host) else 0
 
 
 def _cut_off(host: Host) -> bool:

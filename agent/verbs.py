@@ -16,13 +16,26 @@ from dataclasses import dataclass
 import requests  # noqa: F401, TID251
 
 import agent.host.deadline  # noqa: F401
-from agent import access, claim, config, execution, facts, ledger, plugin, recovery, runbook, transcript
+from agent import (
+    access,
+    claim,
+    config,
+    execution,
+    facts,
+    ledger,
+    plugin,
+    recovery,
+    rehearsals,
+    rehearse,
+    runbook,
+    transcript,
+)
 from agent.access import Role
 from agent.config import Config
 from agent.decide import Caller, decide
 from agent.errors import ConfigurationError, HoldfastError, StoreError, UsageError
 from agent.execution import Work
-from agent.host import Host, journal
+from agent.host import Host, changes, journal
 from agent.ledger import Kind
 from agent.model import Autonomy, Consent, Decision, Json, Outcome
 from agent.protocol import Event, Request
@@ -152,7 +165,8 @@ def _repeated(asked: Asked) -> bool:
     attempt = ledger.attempt_data(ledger.read(host).records, run)
     if attempt is None:
         return False
-    held = claim.take(host, str(attempt["subject"]), run)
+    take = claim.clear_up if attempt.get("rehearsal") else claim.take
+    held = take(host, str(attempt["subject"]), run)
     if not isinstance(held, str):
         with held:
             recovery.finish_cut_off(host, asked.config, run, stopping=asked.stopping)
@@ -181,15 +195,22 @@ def _one_run(asked: Asked, book: Runbook, subject: str, inputs: Mapping[str, Jso
     """Decide, count the attempt, act, prove, record; the id of the runbook that comes next, "" for none."""
     host = asked.host
     work = Work(host, asked.config, book, subject, inputs, run, Transcript(host, run, asked.tell), asked.stopping)
+    if claim.rehearsals(host):  # none is ended for a run that would be refused anyway
+        decision = _decided(asked, book, subject, approved=_approval(asked, work) is not None)
+        if not decision.allow:
+            asked.refuse(decision)
+            return ""
     held = claim.take(host, subject, run)
     if isinstance(held, str):
         asked.refuse(_decided(asked, book, subject, in_flight=held))
         return ""
     with held:
+        for ended in held.ended:
+            ledger.append(
+                host, Kind.STOP, ended, {"uid": asked.uid, "run": run, "because": f"{book.id} needs its place"}
+            )
         recovery.recover_held(host, asked.config, subject, stopping=asked.stopping)
-        contents = ledger.read(host)
-        if contents.problems:
-            asked.refuse(Decision(False, f"the ledger's chain is broken: {contents.problems[0]}", "ledger-broken"))
+        if _broken(asked):
             return ""
         approval = _approval(asked, work)
         decision = _decided(asked, book, subject, approved=approval is not None)
@@ -209,6 +230,14 @@ def _one_run(asked: Asked, book: Runbook, subject: str, inputs: Mapping[str, Jso
             return ""
         log.info("run %s: %s: %s", run, result.outcome, result.summary)
     return book.on_failure if result.outcome in (Outcome.FAILED, Outcome.UNDONE) else ""
+
+
+def _broken(asked: Asked) -> bool:
+    """Refuse where the ledger's chain is broken: then nobody knows what was spent."""
+    problems = ledger.read(asked.host).problems
+    if problems:
+        asked.refuse(Decision(False, f"the ledger's chain is broken: {problems[0]}", "ledger-broken"))
+    return bool(problems)
 
 
 def _decided(asked: Asked, book: Runbook, subject: str, *, approved: bool = False, in_flight: str = "") -> Decision:
@@ -326,7 +355,49 @@ def _recover(asked: Asked) -> None:
 
 
 def _rehearse(asked: Asked) -> None:
-    raise UsageError(f"{asked.request.runbook} has no rehearsal: use a dry run", code="no-rehearsal")
+    """Do of a runbook what disturbs nobody, and clear up; on record as a rehearsal, so that no budget is spent."""
+    host, run = asked.host, asked.request.id
+    if _repeated(asked):
+        return
+    book, subject, inputs = _named(asked)
+    held = claim.rehearse(host, subject, run)
+    if isinstance(held, str):
+        asked.refuse(Decision(False, f"run {held} is still in flight", "run-in-flight"))
+        return
+    with held:
+        recovery.recover_held(host, asked.config, subject, stopping=asked.stopping)
+        if _broken(asked):
+            return
+        decision = _rehearsable(asked, book, subject)
+        if decision is not None:
+            asked.refuse(decision)
+            return
+        record = {"uid": asked.uid, "because": asked.request.because}
+        record |= rehearse.rehearsal_record(book, subject, inputs)
+        ledger.append(host, Kind.REHEARSAL, run, record)
+        log.info("rehearsal %s: %s on %s, asked by uid %d", run, book.id, subject, asked.uid)
+        told = Transcript(host, run, asked.tell)
+        told.write("accepted", **record)
+        work = Work(host, asked.config, book, subject, inputs, run, told, asked.stopping, rehearsal=True)
+        result = rehearse.rehearse(work)
+        log.info("rehearsal %s: %s: %s", run, result.outcome, result.summary)
+
+
+def _rehearsable(asked: Asked, book: Runbook, subject: str) -> Decision | None:
+    """Why this is not rehearsed now, None when it may be. A run that goes on, or was cut off, comes first."""
+    host, now = asked.host, asked.host.clock.now()
+    records = ledger.read(host).records
+    impossible = rehearsals.refusal(asked.config, book, subject)
+    if impossible is not None:
+        return impossible
+    for other in ledger.open_attempts(records, now):
+        return Decision(False, f"run {other.run} is still in flight, or was cut off", "run-in-flight")
+    if asked.role is Role.OPERATOR:
+        return None
+    pause = ledger.paused(records, now)
+    return rehearsals.too_soon(
+        records, book, subject, now, paused=None if pause is None else pause.until, change=changes.in_words(host)
+    )
 
 
 _VERBS: Mapping[str, Callable[[Asked], None]] = {

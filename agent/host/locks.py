@@ -94,8 +94,17 @@ def holder(host: Host, path: str) -> dict[str, Json]:
 
 def terminate(pid: int) -> bool:
     """Ask a process to end (SIGTERM). False when it is gone. The caller has made sure that it is the right one."""
+    return _signal(pid, signal.SIGTERM)
+
+
+def kill(pid: int) -> bool:
+    """End a process (SIGKILL). False when it is gone. The caller has made sure that it is the right one."""
+    return _signal(pid, signal.SIGKILL)
+
+
+def _signal(pid: int, number: signal.Signals) -> bool:
     try:
-        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, number)
     except ProcessLookupError:
         return False
     return True

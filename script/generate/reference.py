@@ -112,6 +112,7 @@ def _configuration() -> Iterator[str]:
         ("[daemon]", config.DaemonSettings),
         ("[pager]", config.PagerSettings),
         ("[heartbeat]", config.HeartbeatSettings),
+        ("[rehearsal]", config.RehearsalSettings),
     )
     for title, model in tables:
         yield "\n".join([f"## `{title}`", "", " ".join((model.__doc__ or "").split()), "", *_table(parameters(model))])

@@ -7,6 +7,7 @@ which a rehearsal must never do.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from agent import plugin
@@ -106,6 +107,11 @@ ACTIONS = {
         ),
     )
 }  # fmt: skip
+
+
+def refusing(reason: str) -> Action:
+    """`lab.build` on a host that is not ready for it."""
+    return replace(ACTIONS["lab.build"], plan=lambda host, target, params: Plan((Refuse(reason, "not-ready"),)))
 
 
 def install(monkeypatch: Any, findings: tuple[str, ...] = ()) -> str:

@@ -70,5 +70,35 @@ def test_an_engine_and_the_host_exclude_each_other_and_two_engines_do_not(host: 
             assert set(claim.in_flight(host)) == {RUN, "01J0000000000000000000000B"}
 
 
+def test_a_run_ends_a_rehearsal_by_its_own_process_only(host: Host, told: list[int], tmp_path: Path) -> None:
+    with claim.rehearse(host, "engine:chat", RUN):  # type: ignore[union-attr]
+        started(tmp_path, 900_000)
+        assert claim.take(host, "engine:chat", "01J0000000000000000000000B") == RUN
+    assert told == []
+
+
+def test_what_is_stuck_after_being_killed_keeps_its_place_and_is_named(
+    host: Host, told: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed: list[int] = []
+    monkeypatch.setattr(locks, "kill", lambda pid: not killed.append(pid))
+    with claim.rehearse(host, "engine:chat", RUN):  # type: ignore[union-attr]
+        assert claim.take(host, "host", "01J0000000000000000000000B") == RUN
+    assert (told, killed) == ([os.getpid()], [os.getpid()])
+    with claim.take(host, "host", "01J0000000000000000000000B") as held:  # type: ignore[union-attr]
+        assert held.ended == ()
+
+
+def test_two_engines_are_not_rehearsed_at_once(host: Host) -> None:
+    with claim.rehearse(host, "engine:chat", RUN):  # type: ignore[union-attr]
+        assert claim.rehearse(host, "engine:embed", "01J0000000000000000000000B") == RUN
+    assert not isinstance(claim.rehearse(host, "engine:embed", "01J0000000000000000000000B"), str)
+
+
+def test_clearing_up_after_a_rehearsal_gives_way_too(host: Host, told: list[int]) -> None:
+    with claim.clear_up(host, "engine:chat", RUN):  # type: ignore[union-attr]
+        assert [note["run"] for note in claim.rehearsals(host)] == [RUN]
+
+
 def test_the_locks_lie_where_only_the_runner_writes() -> None:
     assert claim.LOCKS.startswith(f"{ledger.DIRECTORY}/")
