@@ -199,10 +199,21 @@ def _print_result(result: Result, session: Session) -> None:
         _print_envelope(result.kind, result.data, result.errors, session)
         return
     text = _harmless(result.text(session.width)).rstrip("\n")
-    if text:
+    if result.raw is not None:
+        _print_raw(result.raw, session)
+    elif text:
         session.stdout.write(_coloured(text, session.colour) + "\n")
     for problem in () if result.told else result.errors:
         session.stderr.write(_spoken(problem))
+
+
+def _print_raw(raw: bytes, session: Session) -> None:
+    """Bytes for a file or a pipe."""
+    if session.stdout.isatty():
+        raise UsageError("this is no text for a terminal", hint="add --output FILE, or send it to a file or a printer")
+    session.stdout.flush()
+    sink: Any = getattr(session.stdout, "buffer", session.stdout)
+    sink.write(raw)
 
 
 def _print_error(error: HoldfastError, arguments: list[str], session: Session) -> int:

@@ -33,7 +33,7 @@ class Result:
 
     kind: what `data` is ("status"); stable, named in the reference. data: JSON values, times RFC 3339 in UTC,
     durations `*_s`. text: the same for a person. errors: what was missing although there is a result; `told` when
-    the text says it too.
+    the text says it too. raw: what is written in place of the text where it is no text; never to a terminal.
     """
 
     kind: str
@@ -42,6 +42,7 @@ class Result:
     exit_code: int = 0
     errors: tuple[Problem, ...] = ()
     told: bool = False
+    raw: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

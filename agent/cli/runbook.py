@@ -14,6 +14,7 @@ from agent.errors import HoldfastError, UsageError
 from agent.model import Json
 
 if TYPE_CHECKING:
+    from agent.config import Config
     from agent.runbook import Runbook
 
 
@@ -65,36 +66,84 @@ def show(runbook: Name) -> Result:
 
 
 def print_(
-    runbook: Name,
+    runbook: Annotated[
+        str | None, typer.Argument(metavar="RUNBOOK", help="The runbook's id.", autocompletion=_ids)
+    ] = None,
     subject: Annotated[str | None, typer.Option("--subject", help="What to run it on: host, engine:NAME.")] = None,
     engine: Annotated[str | None, typer.Option("--engine", help="The engine to run it on.")] = None,
+    inputs: Annotated[
+        list[str] | None, typer.Option("--input", metavar="NAME=VALUE", help="One of the runbook's inputs.")
+    ] = None,
+    form: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help="text, md, html or pdf (one A4 page each).")
+    ] = "text",
+    output: Annotated[str | None, typer.Option("--output", metavar="FILE", help="Write it to this file.")] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every runbook that fits this host, for the binder.")
+    ] = False,
 ) -> Result:
-    """Print a runbook for hands: the commands it would run now, to type one by one.
+    """Print a runbook for hands, on one page: the commands it would run now, to type one by one, and their proof.
 
-    The same plan that `holdfast run` carries out, from fresh facts; what only root can see may be missing without sudo.
+    The same plan that `holdfast run` carries out, from fresh facts, without the daemon; what only root can see may be
+    missing without sudo. An engine that cannot be rebuilt here gets a page of what to do instead. Print the binder
+    while all is well: sudo holdfast runbook print --all --format pdf --output binder.pdf
     """
-    from agent import execution
-    from agent.cli.run import choose_subject, find
-    from agent.transcript import Transcript
+    from agent.cli import _sheets
+    from agent.cli.run import typed
+    from agent.runbook import load
 
+    if form not in _sheets.FORMATS:
+        raise UsageError(f"{form!r} is no format", hint=f"one of: {', '.join(_sheets.FORMATS)}")
     if subject and engine:
         raise UsageError(
-            "--subject and --engine exclude each other", hint=f"holdfast runbook print {runbook} --engine NAME"
+            "--subject and --engine exclude each other", hint="holdfast runbook print RUNBOOK --engine NAME"
         )
-    host = current().host
-    book, settings = find(runbook), configuration()
-    about = choose_subject(settings, book, f"engine:{engine}" if engine else subject)
-    work = execution.Work(host, settings, book, about, book.resolved_inputs({}), "", Transcript(host, ""))
-    steps = execution.rehearsed(work)
-    verify = book.verify
-    check = f"holdfast check {verify.check} --subject {about}" if verify else ""
-    lines = [f"# {book.id} on {about}: {book.title}"]
-    for number, step in enumerate(steps, start=1):
-        lines += ["", f"# {number}. {step['name']}", *step["lines"]]
-    if verify:
-        lines += ["", f"# proof, within {verify.within_s:g} s", check]
-    data = {"runbook": book.id, "subject": about, "steps": steps, "verify": check or None}
-    return Result("printed-runbook", data, lambda _width: "\n".join(lines))
+    settings = configuration()
+    if everything:
+        if runbook or subject or engine or inputs:
+            raise UsageError("--all prints every runbook on every subject", hint="holdfast runbook print --all")
+        sheets = _sheets.binder(settings, load(current().host.files).by_id.values())
+        data: dict[str, Json] = {"pages": [{"runbook": each.name, "subject": each.subject} for each in sheets]}
+    else:
+        if runbook is None:
+            raise UsageError("no runbook was given", hint="holdfast runbook list, or --all for every one")
+        book = _find(runbook)
+        about = _subject(settings, book, f"engine:{engine}" if engine else subject)
+        page, steps = _sheets.sheet(settings, book, about, book.resolved_inputs(typed(inputs or (), book)))
+        check = f"holdfast check {book.verify.check} --subject {about}" if book.verify and steps else None
+        sheets, data = [page], {"runbook": book.id, "subject": about, "steps": steps, "verify": check}
+    text, raw = _sheets.rendered(sheets, form)
+    if output is None:
+        return Result("printed-runbook", data, text, raw=raw)
+    _write(output, raw if raw is not None else f"{text(0)}\n".encode())
+    count = f"{len(sheets)} page{'s' if len(sheets) != 1 else ''}"
+    return Result("printed-runbook", {**data, "file": output}, lambda _width: f"{count} in {output}")
+
+
+def _find(runbook: str) -> Runbook:
+    from agent.cli.run import find
+
+    return find(runbook)
+
+
+def _subject(settings: Config, book: Runbook, given: str | None) -> str:
+    """The subject to print for; an engine that the runbook does not fit only where its page says what to do instead."""
+    from agent.cli._sheets import rebuilds
+    from agent.cli.run import choose_subject
+
+    if given is not None and rebuilds(book) and given.startswith("engine:") and given in settings.subjects():
+        return given
+    return choose_subject(settings, book, given)
+
+
+def _write(path: str, content: bytes) -> None:
+    """A file of the caller's own, where she said. Raises UsageError."""
+    from pathlib import Path
+
+    try:
+        Path(path).write_bytes(content)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}", hint="--output FILE") from error
 
 
 def _facts(book: Runbook) -> list[tuple[str, str]]:
