@@ -74,6 +74,7 @@ class _Build:
         )
         self.compiling = self._watch("compiling", last.compile_s if last else None, 0.0)
         self.packed = f"{builds.work(recipe)}/release.tar"
+        self.size = 0
 
     def _watch(self, words: str, expected_s: float | None, after_s: float) -> Watch:
         place = builds.work(self.recipe)
@@ -85,13 +86,14 @@ class _Build:
 
     def provenance(self, host: Host) -> str:
         """The release's provenance, once it is unpacked."""
-        return build_result.provenance_text(
-            build_result.provenance(host, self.recipe, self.commit, self.name, self.granted, self.spent(host))
-        )
+        spent = self.spent(host)
+        found = build_result.provenance(host, self.recipe, self.commit, self.name, self.granted, spent)
+        self.size = int(found["bytes"])
+        return build_result.provenance_text(found)
 
     def history(self, host: Host) -> str:
         """What is known of builds, with this one."""
-        spent, size = self.spent(host), build_result.contents(host, self.staging).size
+        spent = self.spent(host)
         latest = Past(
             at=host.clock.now().wall,
             release=self.name,
@@ -101,7 +103,7 @@ class _Build:
             configure_s=spent.configure_s,
             compile_s=spent.compile_s,
             work_bytes=spent.work_bytes,
-            release_bytes=size,
+            release_bytes=self.size,
         )
         return builds.history_text(self.past, latest)
 
