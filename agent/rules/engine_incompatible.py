@@ -87,5 +87,4 @@ RULE = Rule(
     confirm=Confirm(clear_s=CLEAR_S),
     diagnose=diagnose,
     expected_in_change=True,
-    manual=True,
 )
