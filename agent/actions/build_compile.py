@@ -43,6 +43,7 @@ STOP_S = 60.0
 REMOVE_S = 300.0
 PACK_S = 600.0
 FOLDER_S = 30.0
+PACKED = "release.tar"
 GRACE_S = 60.0
 """How much longer than the unit's own limit is waited for it."""
 GONE = (0, 5)
@@ -73,7 +74,6 @@ class _Build:
             "configuring", last.configure_s if last else None, last.compile_s if last else 0.0
         )
         self.compiling = self._watch("compiling", last.compile_s if last else None, 0.0)
-        self.packed = f"{builds.work(recipe)}/release.tar"
         self.size = 0
 
     def _watch(self, words: str, expected_s: float | None, after_s: float) -> Watch:
@@ -116,6 +116,7 @@ def plan(host: Host, target: Target, params: Any) -> Plan:
     build = _Build(host, recipe, builds.wanted(recipe, params.commit))
     steps = (
         *_logging(host, build),
+        *_stopped(builds.unit(recipe)),
         *_part(build, build_options.configure(host, recipe, build.commit), build.configuring),
         *_part(build, build_options.compile_and_link(recipe, build.granted.jobs), build.compiling),
         *_taken_over(build),
@@ -159,7 +160,6 @@ def _part(build: _Build, command: tuple[str, ...], watch: Watch) -> tuple[PlanSt
     words = f"{watch.words} {build.name}"
     ended = Condition(f"{words} has ended", watch.ended, ("systemctl", "show", "--property=SubState,Result", unit))
     return (
-        *_stopped(unit),
         Command(build_unit.start(recipe, build.log, build.granted, words, command), START_S, words=words),
         Wait(
             ended,
@@ -179,43 +179,31 @@ def _progress(host: Host, words: str, watch: Watch) -> Progress:
 
 def _taken_over(build: _Build) -> tuple[PlanStep, ...]:
     """What was built, in root's hands: packed by the build user, unpacked where nobody else can look yet."""
-    staging, packed = build.staging, build.packed
+    staging, work = build.staging, builds.work(build.recipe)
     looked_at = Condition(
         "what was built is plain files and links among them",
         lambda host: bool(build_result.contents(host, staging).files),
         ("find", staging, "-ls"),
     )
+    unpack = ("tar", "--extract", f"--file={work}/{PACKED}", "--no-same-owner", "--no-same-permissions")
     return (
-        Command(("rm", "--force", "--", packed), FOLDER_S, user=BUILD_USER),
-        Command(
-            ("tar", "--create", f"--file={packed}", f"--directory={builds.build_tree(build.recipe)}", "bin"),
-            PACK_S,
-            user=BUILD_USER,
-            interruptible=True,
-        ),
+        _as_builder(work, "rm", "--force", "--", PACKED),
+        _as_builder(work, "tar", "--create", f"--file={PACKED}", "--directory=build", "bin"),
         Command(("rm", "--recursive", "--force", "--one-file-system", "--", staging), REMOVE_S),
         Command(("install", "--directory", "--mode=0755", posixpath.dirname(staging)), FOLDER_S),
         Command(("install", "--directory", "--mode=0700", staging), FOLDER_S),
-        Command(
-            (
-                "tar",
-                "--extract",
-                f"--file={packed}",
-                f"--directory={staging}",
-                "--no-same-owner",
-                "--no-same-permissions",
-            ),
-            PACK_S,
-            interruptible=True,
-        ),
-        Command(("chmod", "--recursive", "u=rwX,go=rX,a-s", "--", staging), FOLDER_S),
-        Command(("chmod", "0700", "--", staging), FOLDER_S),
+        Command(unpack, PACK_S, cwd=staging, interruptible=True),
         Wait(looked_at, 0.0, why="the build made no file"),
         WriteFile(f"{staging}/{builds.PROVENANCE}", build.provenance),
         WriteFile(f"{builds.records(build.recipe)}/history.json", build.history, 0o640),
-        Command(("chmod", "0755", "--", staging), FOLDER_S),
-        Command(("rm", "--force", "--", packed), FOLDER_S, user=BUILD_USER),
+        Command(("chmod", "--recursive", "u=rwX,go=rX", "--", staging), FOLDER_S),
+        _as_builder(work, "rm", "--force", "--", PACKED),
     )
+
+
+def _as_builder(work: str, *argv: str) -> Command:
+    """What is done in the work folder is done by its owner."""
+    return Command(argv, PACK_S, user=BUILD_USER, cwd=work, interruptible=True)
 
 
 def _summary(build: _Build) -> str:

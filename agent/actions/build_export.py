@@ -20,6 +20,7 @@ EXPORT_S = 600.0
 """A tree of 200 MB takes a second; on a disk that is cold and busy much longer."""
 REMOVE_S = 300.0
 FOLDER_S = 30.0
+PACKED = "source.tar"
 
 
 class BuildExportParameters(Parameters):
@@ -38,33 +39,20 @@ def plan(host: Host, target: Target, params: Any) -> Plan:
         return Plan((Refuse(unfit(target.settings), "no-recipe"),))
     commit = builds.wanted(recipe, params.commit)
     name = builds.free_name(host, recipe, builds.base_name(host, recipe, commit))
-    work, tree = builds.work(recipe), builds.source_tree(recipe)
-    packed = f"{work}/source.tar"
-    own = (f"--owner={BUILD_USER}", f"--group={BUILD_USER}", "--mode=0700")
+    work = builds.work(recipe)
     steps: tuple[PlanStep, ...] = (
-        Command(("install", "--directory", "--mode=0755", builds.folder(recipe)), FOLDER_S),
         *emptied(recipe),
         WriteFile(builds.begun(recipe), f"{commit} {name}\n"),
-        Command(("install", "--directory", *own, work), FOLDER_S),
+        _as_builder(work, "mkdir", "--parents", "src", "home", "tmp", "ccache"),
         Command(
-            ("mkdir", "--parents", *(f"{work}/{each}" for each in ("src", "home", "tmp", "ccache"))),
-            FOLDER_S,
-            user=BUILD_USER,
-        ),
-        Command(
-            llama_source.git(host, recipe, "archive", "--format=tar", f"--output={packed}", commit),
+            llama_source.git(host, recipe, "archive", "--format=tar", f"--output={work}/{PACKED}", commit),
             EXPORT_S,
             user=BUILD_USER,
             words=f"taking {commit[:12]} out of {recipe.source}",
             interruptible=True,
         ),
-        Command(
-            ("tar", "--extract", f"--file={packed}", f"--directory={tree}"),
-            EXPORT_S,
-            user=BUILD_USER,
-            interruptible=True,
-        ),
-        Command(("rm", "--force", "--", packed), FOLDER_S, user=BUILD_USER),
+        _as_builder(work, "tar", "--extract", f"--file={PACKED}", "--directory=src"),
+        _as_builder(work, "rm", "--force", "--", PACKED),
         Read("what was exported", lambda _: f"{commit[:12]} from {recipe.source}", sums_up=True),
     )
     return Plan(steps, {"release": name})
@@ -79,13 +67,21 @@ def undo(host: Host, target: Target, params: Any, before: Mapping[str, Json]) ->
 
 
 def emptied(recipe: Recipe) -> tuple[PlanStep, ...]:
-    """Nothing is left of a build but the compiler cache."""
-    names = ("src", "build", "home", "tmp", "source.tar", "release.tar")
-    paths = (f"{builds.work(recipe)}/{each}" for each in names)
+    """The work folder is the build user's, and nothing is left in it of a build but the compiler cache."""
+    owned = (f"--owner={BUILD_USER}", f"--group={BUILD_USER}", "--mode=0700")
+    names = ("src", "build", "home", "tmp", PACKED, "release.tar")
+    work = builds.work(recipe)
     return (
+        Command(("install", "--directory", "--mode=0755", builds.folder(recipe)), FOLDER_S),
+        Command(("install", "--directory", *owned, work), FOLDER_S),
         RemoveFile(builds.begun(recipe)),
-        Command(("rm", "--recursive", "--force", "--one-file-system", "--", *paths), REMOVE_S),
+        Command(("rm", "--recursive", "--force", "--one-file-system", "--", *names), REMOVE_S, cwd=work),
     )
+
+
+def _as_builder(work: str, *argv: str) -> Command:
+    """What is done in the work folder is done by its owner."""
+    return Command(argv, EXPORT_S, user=BUILD_USER, cwd=work, interruptible=True)
 
 
 ACTION = Action(id="build.export", params=BuildExportParameters, risk=Risk.NONE, plan=plan, undo=undo, unfit=unfit)

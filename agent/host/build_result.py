@@ -64,7 +64,7 @@ def contents(host: Host, folder: str) -> Contents:
             raise HostError(f"the build made {path[:80]!r}, which has no place in a release", where=folder)
         if kind == "l" and _NAME.match(target):
             links[path] = target
-        elif kind == "f" and owner == "0" and int(mode, 8) & 0o7022 == 0:
+        elif kind == "f" and owner == "0" and int(mode, 8) & 0o7000 == 0:
             files[path] = int(size)
         else:
             raise HostError(

@@ -1,9 +1,9 @@
 """The walls around a build, and how much it may take: a transient unit, as a user that may write one folder.
 
 A build script is somebody else's program. It gets no network unless configured, no home, no devices, nothing writable
-but its work, a limit on memory without swap, and the last place in every queue: the engine that serves comes first. A
-unit that is told apart by its name outlives a killed runner and can be stopped by whoever finishes for it; it ends
-with a power cut.
+but its work, a limit on memory without swap, and the last place in every queue: the engine that serves comes first.
+What all builds have in common is a drop-in of the package; what differs comes with the command. A unit that is told
+apart by its name outlives a killed runner and can be stopped by whoever finishes for it; it ends with a power cut.
 """
 
 from __future__ import annotations
@@ -25,36 +25,12 @@ RESERVE_MIB = 1024
 """What stays free for the host whatever is built, at least; a sixteenth of the memory on large ones."""
 LEAST_MIB = 1024
 """With less than this no compiler comes through."""
-CCACHE_MAXSIZE = "2G"
-STOP_S = 10
-"""How long compilers may take to end when they are told to, seconds."""
 ASK_AGAIN_S = 5.0
 """How often systemd is asked about a unit that still has processes: asking costs more than looking at those."""
 TAIL_BYTES = 65536
 LOG_LIMIT = 64 << 20
-_WALLS = (
-    "ProtectSystem=strict",
-    "ProtectHome=yes",
-    "PrivateTmp=yes",
-    "PrivateDevices=yes",
-    "ProtectKernelTunables=yes",
-    "ProtectKernelModules=yes",
-    "ProtectControlGroups=yes",
-    "NoNewPrivileges=yes",
-    "RestrictSUIDSGID=yes",
-    "CapabilityBoundingSet=",
-    "KeyringMode=private",
-    "UMask=0022",
-    "MemorySwapMax=0",
-    "OOMPolicy=kill",
-    "OOMScoreAdjust=900",
-    "Nice=19",
-    "CPUSchedulingPolicy=batch",
-    "CPUWeight=10",
-    "IOSchedulingClass=idle",
-    "IOWeight=10",
-    f"TimeoutStopSec={STOP_S}",
-)
+WALLS = "/usr/lib/systemd/system/holdfast-build-.service.d/walls.conf"
+"""What every build unit gets besides: the package's, or an administrator's over it (packaging/deb/units)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +51,8 @@ def limits(host: Host, recipe: Recipe) -> Limits:
 
     Raises FileTrouble and CommandFailed where the host does not say what it has.
     """
-    total, available = _memory_mib(host)
-    step = max(256, total // 16)
+    total, available = memory_mib(host)
+    step = 256 if total < 8192 else 1024 * max(1, total // 16384)
     free = (available - max(RESERVE_MIB, total // 16)) // step * step
     memory = recipe.memory_max_mib or max(0, free)
     cores = int(host.run(["nproc"], timeout_s=5.0).stdout.strip() or 1)
@@ -84,7 +60,7 @@ def limits(host: Host, recipe: Recipe) -> Limits:
     return Limits(recipe.jobs or max(1, min(cores, memory // per_job)), memory)
 
 
-def _memory_mib(host: Host) -> tuple[int, int]:
+def memory_mib(host: Host) -> tuple[int, int]:
     """All of the memory and what is available without swapping, MiB. Raises FileTrouble."""
     found = dict(re.findall(r"^(\w+):\s+(\d+) kB$", host.files.read_text("/proc/meminfo"), re.MULTILINE))
     if not {"MemTotal", "MemAvailable"} <= set(found):
@@ -96,20 +72,16 @@ def start(recipe: Recipe, log: str, granted: Limits, words: str, command: Sequen
     """The command that begins one part of a build; it returns as soon as the program runs."""
     work = builds.work(recipe)
     properties = (
-        *_WALLS,
         f"ReadWritePaths={work}",
         *(() if recipe.network else ("PrivateNetwork=yes",)),
         f"MemoryMax={granted.memory_mib}M",
         f"RuntimeMaxSec={recipe.timeout_s:.0f}",
         f"StandardOutput=append:{log}",
-        f"StandardError=append:{log}",
     )
     environment = (
         f"HOME={work}/home",
         f"TMPDIR={work}/tmp",  # noqa: S108 - its own folder
-        "LC_ALL=C",
         f"CCACHE_DIR={work}/ccache",
-        f"CCACHE_MAXSIZE={CCACHE_MAXSIZE}",
     )
     return (
         "systemd-run",

@@ -16,15 +16,9 @@ from agent.host.recipe import BUILD_USER, Recipe, asker
 
 ASK_S = 60.0
 """Walking llama.cpp's whole history takes a tenth of a second, on a cold slow disk much longer."""
-_ENVIRONMENT = (
-    "env",
-    "HOME=/nonexistent",
-    "GIT_CONFIG_NOSYSTEM=1",
-    "GIT_ATTR_NOSYSTEM=1",
-    "GIT_NO_LAZY_FETCH=1",
-    "GIT_TERMINAL_PROMPT=0",
-)
-_PINNED = ("-c", "core.autocrlf=false", "-c", "core.fsmonitor=false", "-c", "protocol.allow=never")
+_ENVIRONMENT = ("env", "HOME=/nonexistent", "GIT_CONFIG_NOSYSTEM=1")
+_PINNED = ("-c", "core.autocrlf=false", "-c", "protocol.allow=never")
+"""No line endings are changed on the way, and what a partial clone lacks is not fetched but missing."""
 _TAG = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 _NUMBERED = re.compile(r"^b(\d{1,7})$")
 
