@@ -118,8 +118,11 @@ def _target(work: Work, action: Action, values: Mapping[str, Json], place: str) 
     return target
 
 
-def rehearsed(work: Work) -> list[dict[str, Json]]:
-    """Every step with its real values, as lines for hands; nothing is done. Raises what `planned` raises."""
+def rehearsed(work: Work, *, contents: bool = False) -> list[dict[str, Json]]:
+    """Every step with its real values, as lines for hands; nothing is done. Raises what `planned` raises.
+
+    contents: with what the files get that it writes, for a page on paper.
+    """
     known = facts.seen_by_templates(work.host, work.config, work.subject, work.inputs)
     shown: list[dict[str, Json]] = []
     for step in work.runbook.steps:
@@ -129,7 +132,7 @@ def rehearsed(work: Work) -> list[dict[str, Json]]:
                 "name": step.name,
                 "use": step.use,
                 "parameters": target.params.model_dump(mode="json"),
-                "lines": list(by_hand(plan)),
+                "lines": list(by_hand(plan, contents=contents)),
             }
         )
     return shown

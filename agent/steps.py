@@ -24,6 +24,10 @@ PROGRESS_AT_LEAST_S = 10.0
 """and this often when it says the same, so that whoever follows sees that it lives."""
 OUTPUT_LIMIT = 8192
 """Characters of output kept of one action."""
+OWN = "/var/lib/holdfast-runner/"
+"""Below it lies what we note for ourselves; nobody else writes there."""
+TYPED_LIMIT = 1000
+"""Nobody types a longer file from paper."""
 
 
 class StepFailed(HoldfastError):
@@ -76,7 +80,7 @@ class Performer:
     stopping: Callable[[], bool] = lambda: False
     progress: Callable[[Progress], None] = lambda _: None
     touch: Callable[[], None] = lambda: None
-    own: str = "/var/lib/holdfast-runner/"
+    own: str = OWN
     group: str | None = None
 
     def perform(self, plan: Plan, timeout_s: float | None = None) -> Performed:
@@ -206,9 +210,26 @@ def _gist(seen: Progress) -> tuple[str, int | None]:
     return seen.words, None if seen.percent is None else int(seen.percent)
 
 
-def by_hand(plan: Plan) -> list[str]:
-    """The plan as lines a person can type or read: commands as they are, the rest as comments."""
-    return [line for step in plan.steps for line in _line(step)]
+def by_hand(plan: Plan, *, contents: bool = False) -> list[str]:
+    """The plan as lines a person can type or read: commands as they are, the rest as comments.
+
+    contents: for paper, with what the files get that she writes, and without those that only Holdfast reads. It stays
+    out of records, and of what an approval is bound to, because it may name the time.
+    """
+    return [line for step in plan.steps for line in (_typed(step) if contents else _line(step))]
+
+
+def _typed(step: PlanStep) -> list[str]:
+    """A step as it is typed: a file with its content, unless nobody could type that."""
+    if not isinstance(step, WriteFile):
+        return _line(step)
+    if step.path.startswith(OWN) or not isinstance(step.content, str):
+        return []  # what we note for ourselves, and what we saw on the way
+    if len(step.content) > TYPED_LIMIT or not step.content.replace("\n", "").isprintable():
+        return _line(step)
+    content = step.content.replace("\\", "\\\\").replace("%", "%%").replace("\n", "\\n")
+    written = shlex.join(("install", f"--mode={step.mode:04o}", "/dev/stdin", step.path))
+    return [f"{shlex.join(('printf', '--', content))} | {written}"]
 
 
 def _line(step: PlanStep) -> list[str]:

@@ -39,7 +39,7 @@ def sheet(
     if not has_subject(settings, book, subject):
         raise UsageError(f"{book.id} has nothing to act on at {subject}", hint=f"holdfast runbook show {book.id}")
     work = execution.Work(host, settings, book, subject, inputs, "", Transcript(host, ""))
-    steps = execution.rehearsed(work)
+    steps = execution.rehearsed(work, contents=True)
     return sheets.of_runbook(book, subject, steps, place, execution.plan_hash(book, subject, steps)), steps
 
 

@@ -65,7 +65,7 @@ def of_runbook(book: Runbook, subject: str, shown: Sequence[Mapping[str, Json]],
     rehearses = book.rehearsal_every_s is not None
     parts = []
     for index, (step, real) in enumerate(zip(book.steps, shown, strict=True), start=1):
-        marks = ["touches what serves; left out in a rehearsal"] if rehearses and not step.rehearsed else []
+        marks = ["left out in a rehearsal"] if rehearses and not step.rehearsed else []
         marks += ["if it fails, go on"] if step.best_effort else []
         parts.append(Part(index, step.name, "; ".join(marks), tuple(_lines(real.get("lines") or ()))))
     again = f"sudo holdfast runbook print {book.id} --subject {subject}"
@@ -199,8 +199,13 @@ def _fails(book: Runbook, subject: str) -> Part:
 def _lines(lines: Iterable[Json]) -> Iterable[Line]:
     for line in lines:
         command, note = parted(str(line))
-        words = re.sub(r"at most (\d+(?:\.\d+)?) s\b", lambda found: f"at most {texts.duration(float(found[1]))}", note)
-        yield Line(command, words)
+        yield Line(command, _limits(note))
+
+
+def _limits(note: str) -> str:
+    """A note with its times as people say them; what is not waited for must be so at once."""
+    note = re.sub(r"(?:wait )?until (.*?), at most 0 s\b", r"must be so, else stop here: \1", note)
+    return re.sub(r"at most (\d+(?:\.\d+)?) s\b", lambda found: f"at most {texts.duration(float(found[1]))}", note)
 
 
 # --- as text -------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ def as_html(sheets: Iterable[Sheet]) -> str:
 
 def _section(sheet: Sheet, found: Laid) -> str:
     lines = [f'<section style="font-size: {found.size:g}pt">', f"<h1>{escape(sheet.title)}</h1>"]
-    lines.append(f"<p>{escape('   '.join(f'{label}: {words}' for label, words in sheet.about))}</p>")
+    lines.append(f"<p>{escape('  ·  '.join(f'{label}: {words}' for label, words in sheet.about))}</p>")
     lines += [f"<p><b>{escape(label)}</b>: {escape(words)}</p>" for label, words in sheet.before]
     lines.append(f'<div class="body" style="column-count: {max(1, min(2, len(found.columns)))}">')
     lines += _rows([row for column in found.columns for row in column])

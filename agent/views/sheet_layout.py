@@ -130,7 +130,7 @@ def _taken(rows: Sequence[Row], room: float) -> int:
 def _head(sheet: Sheet, size: float) -> Iterator[Row]:
     width = WIDTH - 2 * MARGIN
     yield from _said("bold", 15.0, sheet.title, width)
-    about = "   ".join(f"{label}: {words}" for label, words in sheet.about)
+    about = "  ·  ".join(f"{label}: {words}" for label, words in sheet.about)
     yield from _said("text", size, about, width, above=2.0)
     for label, words in sheet.before:
         yield from _said("text", size, f"{label}: {words}", width, above=2.0)
@@ -140,9 +140,8 @@ def _body(parts: Iterable[Part], size: float, width: float) -> Iterator[Row]:
     columns = int((width - INDENT) / (0.6 * size))
     for part in parts:
         name = f"{part.number}. {part.name}" if part.number else part.name
+        name += f" ({part.mark})" if part.mark else ""
         yield from _said("bold", size + 0.5, name, width, above=size * 0.55, keep=True)
-        if part.mark:
-            yield from _said("text", size, f"({part.mark})", width, indent=INDENT, keep=True)
         for line in part.lines:
             rows = wrapped(line.command, columns) if line.command else []
             for row in rows:

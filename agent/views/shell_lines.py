@@ -11,6 +11,8 @@ INDENT = "    "
 """Before a line that goes on with the next word. Where a word itself is broken there is none: it would become part."""
 _WORD = re.compile(r"""(?:[^\s'"\\]|\\.|'[^']*'|"(?:\\.|[^"\\])*")+""")
 _NOTE = "    # "
+_BACK = 24
+"""How many letters before its end a line may be broken, to break a word where one would expect it."""
 
 
 def words(command: str) -> list[str]:
@@ -45,7 +47,9 @@ def wrapped(command: str, columns: int) -> list[str]:
         if now.strip():
             lines.append(f"{now} \\")
             now = INDENT
-        if len(now) + len(word) + 2 > columns:
+        if len(now) + len(word) + 2 > columns >= len(word) + 2 and not now.strip():
+            now = word  # without its indent it fits; the blank before the backslash keeps it a word of its own
+        elif len(now) + len(word) + 2 > columns:
             *whole, now = _pieces(now, word, columns)
             lines += [f"{piece}\\" for piece in whole]
         else:
@@ -63,11 +67,19 @@ def _pieces(lead: str, word: str, columns: int) -> list[str]:
     for atom in re.findall(r"""\\.|'[^']*'|"(?:\\.|[^"\\])*"|[^'"\\]""", word):
         if len(pieces[-1]) + len(atom) + 1 <= columns:
             pieces[-1] += atom
-        elif len(atom) + 1 <= columns and len(atom) <= 2:
-            pieces.append(atom)
+        elif len(atom) <= 2:
+            pieces[-1:] = [*_broken(pieces[-1]), atom]
+            pieces[-2:] = ["".join(pieces[-2:])]
         else:
             _fill(pieces, atom, columns)
     return pieces
+
+
+def _broken(piece: str) -> tuple[str, str]:
+    """A full line, broken where one would expect it: behind a slash, comma, colon or equals sign near its end."""
+    cut = max(piece.rfind(mark) + 1 for mark in "/,=:")
+    near = cut > len(piece) - _BACK and not set("'\"") & set(piece) and piece[:cut].strip()
+    return (piece[:cut], piece[cut:]) if near else (piece, "")
 
 
 def _fill(pieces: list[str], quoted: str, columns: int) -> None:

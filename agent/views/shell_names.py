@@ -22,7 +22,8 @@ LEAST_WORDS = 4
 _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./$-]+")
 """Words that need no quotes: only in these is a folder replaced, because within quotes it may mean something else."""
 _FOLDER = re.compile(r"(?<![A-Za-z0-9_.$/+-])(?:/[A-Za-z0-9_.+,@-]+){2,}")
-_OPERATORS = frozenset({"&&", "||", "|", ";", ">", ">>", "<", "&"})
+_ENDS = frozenset({"&&", "||", "|", ";", ">", ">>", "<", "&", "--"})
+"""A run of words does not go over these: operators are none, and what follows `--` is what is really run."""
 
 
 def named(commands: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -91,7 +92,7 @@ def _common(one: Sequence[str], other: Sequence[str]) -> Iterator[list[str]]:
                 start + length < len(one)
                 and place + length < len(other)
                 and one[start + length] == other[place + length]
-                and one[start + length] not in _OPERATORS
+                and one[start + length] not in _ENDS
                 and not one[start + length].startswith('"${')
             ):
                 length += 1
