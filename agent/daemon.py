@@ -56,8 +56,9 @@ from agent.pager import last_words
 from agent.plugin import Check, Target
 from agent.protocol import Control, Event, Request
 from agent.reconcile import Reconciler
+from agent.rehearser import Rehearser
 from agent.views import in_flight, metrics
-from agent.views.note import NOTE, NOTE_EVERY_S, TOKENS, daemon_note, note_of
+from agent.views.note import NOTE, NOTE_EVERY_S, REHEARSALS, TOKENS, daemon_note, note_of
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +127,7 @@ class Daemon:
             new_id=lambda: str(ULID()),
         )
         self._lookout = Lookout(host, lambda result: self._news.put(ResultArrived(result)), self._observe)
+        self._rehearser = Rehearser(host, lambda: str(ULID()), host.clock.now())
         self._events = RealEvents()
         self._watched: dict[str, int] = {}
         self._result_at = self._ticked_at = self._pruned_at = host.clock.now()
@@ -207,6 +209,7 @@ class Daemon:
         self._report_on_ourselves(now)
         if self._noted_at is None or now.since(self._noted_at) >= NOTE_EVERY_S:
             self._leave_note(now)
+        self._rehearse(now)
         self._courier.tick(now, round_complete=now.since(self._result_at) < SILENCE_S)
         if now.since(self._pruned_at) >= PRUNE_S:
             self._pruned_at = now
@@ -287,6 +290,27 @@ class Daemon:
                 return
             asked = Request(do="follow", id=request.id) if tries == 0 else asked
             self._stopping.wait(FOLLOW_AGAIN_S)
+
+    def _rehearse(self, now: Moment) -> None:
+        """Begin a rehearsal that is due, and keep what is said of all of them for the status page."""
+        before = self._rehearser.lines
+        known = (self._reconciler.results.values(), self._reconciler.incidents.values())
+        request = self._rehearser.tick(now, self._config, self._adviser.runbooks, self._adviser.records(), *known)
+        if request is not None:
+            threading.Thread(target=self._follow_rehearsal, args=(request,), name="rehearsal", daemon=True).start()
+        if self._rehearser.lines is not None and self._rehearser.lines != before:
+            with contextlib.suppress(StoreError):
+                self._store.set(REHEARSALS, list(self._rehearser.lines))
+
+    def _follow_rehearsal(self, request: Request) -> None:
+        """Ask for it; what became of it is read from the ledger, so that a connection that breaks loses nothing."""
+        try:
+            run, decision = runs.ask(self._host, request, socket=self._paths.runner)
+        except HoldfastError as error:
+            log.warning("no rehearsal, the runner cannot be reached: %s", error.message)
+            return
+        words = run.summary if run is not None else decision.reason if decision is not None else "it was cut off"
+        log.info("rehearsal of %s on %s: %s", request.runbook, request.subject, words)
 
     def _heard(self, event: Event) -> None:
         """How far a run is, where it can tell; the reconciler decides whether that is worth telling."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from agent.config import Config
     from agent.errors import ConfigurationError
     from agent.host import Host
+    from agent.runbook import Runbook
 
 UNTESTED_S = 30 * 86400.0
 """A receiver that took nothing for this long may have lost its key without anyone noticing."""
@@ -241,6 +242,52 @@ def _engines(facts: Facts) -> Iterator[Ailment]:
             yield Ailment("engine-stop", Status.OK, words, f"{edit}: [Service] TimeoutStopSec=30")
 
 
+def _rehearsals(facts: Facts) -> Iterator[Ailment]:
+    """Whether what would be done in an emergency was tried on a quiet day, and would work today."""
+    from agent import rehearsals, runbook
+    from agent.facts import has_subject, unfit
+    from agent.views import rehearsed
+
+    if facts.config is None:
+        return
+    books = runbook.load(facts.host.files)
+    for book, subject in rehearsals.possible(facts.config, books):
+        missing = _missing(facts, facts.config, book, subject) if facts.root else ""
+        again = f"sudo holdfast rehearse {book.id} --subject {subject}"
+        if missing:
+            words = f"{rehearsed.noun(book, subject)} would not work today: {missing}"
+            yield Ailment("rehearsal", Status.WARNING, words, f"put that right, then: {again}")
+        if facts.ledger.unread is None:
+            known = rehearsals.known(facts.ledger.records, book.id, subject)
+            status = Status.WARNING if rehearsed.doubtful(book, known, facts.now) else Status.OK
+            yield Ailment("rehearsal", status, rehearsed.words(book, subject, known, facts.now), again)
+    for book in (each for each in books.by_id.values() if each.rehearsal_every_s is not None):
+        for subject in facts.config.subjects():
+            why = unfit(facts.config, book, subject) if has_subject(facts.config, book, subject) else ""
+            if why:
+                yield Ailment("no-rehearsal", Status.OK, why, f"holdfast explain {book.id}")
+
+
+def _missing(facts: Facts, config: Config, book: Runbook, subject: str) -> str:
+    """Why a rehearsal would not even begin now, from the plans of its steps; "" when nothing is missing."""
+    from agent.execution import Work, planned
+    from agent.facts import seen_by_templates
+    from agent.plugin import Refuse
+    from agent.transcript import Transcript
+
+    try:
+        inputs = book.resolved_inputs({})
+        work = Work(facts.host, config, book, subject, inputs, "-", Transcript(facts.host, "-"))
+        known = seen_by_templates(facts.host, config, subject, inputs)
+        for step in (each for each in book.steps if each.rehearsed):
+            plan = planned(work, step, known)[2]
+            for refusal in (each for each in plan.steps if isinstance(each, Refuse)):
+                return refusal.reason
+    except HoldfastError as error:
+        return error.message
+    return ""
+
+
 def _unwatched(facts: Facts) -> Iterator[Ailment]:
     """Engines that run here and are in no configuration."""
     from agent.cli._discover import discover
@@ -322,6 +369,7 @@ AREAS: tuple[tuple[str, Callable[[Facts], Iterator[Ailment]]], ...] = (
     ("driver", _driver),
     ("way-back", _way_back),
     ("engines", _engines),
+    ("rehearsals", _rehearsals),
     ("unwatched", _unwatched),
     ("files", _files),
     ("system", _system),

@@ -149,7 +149,7 @@ def _ended(run_id: str, event: Event, seen: _Seen) -> Result:
     except ValueError:
         raise InternalError(f"the runner ended with an unknown outcome {data.get('outcome')!r}") from None
     summary = str(data.get("summary", ""))
-    lines = [f"{outcome.value.upper()}: {summary}"]
+    lines = [f"{_end_word(data, outcome)}: {summary}"]
     if outcome not in (Outcome.SUCCEEDED, Outcome.REFUSED):
         lines.append(f"next     holdfast audit show {run_id}")
     if data.get("next"):
@@ -165,7 +165,18 @@ def _ended(run_id: str, event: Event, seen: _Seen) -> Result:
         "ended_at": rfc3339(event.at),
         "steps": seen.steps,
     }
+    if data.get("rehearsal"):
+        result |= {"rehearsal": True, "took_s": data.get("took_s")}
     return Result("run", result, lambda _width: "\n".join(lines), exit_code=STATUSES[outcome].exit_code)
+
+
+def _end_word(data: dict[str, Json], outcome: Outcome) -> str:
+    """How it ended, in capitals; of a rehearsal that nothing was changed, and how long it would take."""
+    if not data.get("rehearsal"):
+        return outcome.value.upper()
+    took = _number(data.get("took_s"))
+    spent = f" in {texts.duration(took)}" if took is not None else ""
+    return f"REHEARSED{spent}" if outcome is Outcome.SUCCEEDED else f"REHEARSAL {outcome.value.upper()}"
 
 
 def _left(run_id: str, seen: _Seen) -> Result:

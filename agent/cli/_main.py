@@ -35,7 +35,7 @@ INTERRUPTED = 130
 
 ORDER = (
     *("status", "check", "explain", "doctor"),
-    *("incident", "run", "stop", "runbook", "pause", "resume"),
+    *("incident", "run", "rehearse", "stop", "runbook", "pause", "resume"),
     *("lock", "hold", "unhold", "pager", "audit", "init", "daemon", "completion"),
 )
 """The order of the verbs in the help, most wanted on a bad day first; a verb not named here follows."""

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from agent.runbook import Runbook
 
 
-def _runbooks(incomplete: str) -> list[str]:
+def runbooks(incomplete: str) -> list[str]:
+    """The ids of runbooks that begin like this, for the shell's completion."""
     found = set()
     for directory in ("/usr/share/holdfast/runbooks", "/etc/holdfast/runbooks.d"):
         if current().host.files.exists(directory):
@@ -32,7 +33,7 @@ def _runbooks(incomplete: str) -> list[str]:
 def run(  # noqa: PLR0913, PLR0917 - one parameter for each option
     runbook: Annotated[
         str | None,
-        typer.Argument(metavar="RUNBOOK", help="The runbook's id: holdfast runbook list.", autocompletion=_runbooks),
+        typer.Argument(metavar="RUNBOOK", help="The runbook's id: holdfast runbook list.", autocompletion=runbooks),
     ] = None,
     subject: Annotated[str | None, typer.Option("--subject", help="What to run it on: host, engine:NAME.")] = None,
     engine: Annotated[
@@ -133,11 +134,15 @@ def find(runbook: str) -> Runbook:
 
 
 def choose_subject(settings: Config, book: Runbook, given: str | None) -> str:
-    """The subject to run on: the one given, or the only one that fits; the host where no engine is looked at.
+    """The subject to run on: the one given, or the only one that fits and is configured for it; else the host.
 
     Raises UsageError.
     """
     fitting = fitting_subjects(settings, book)
+    if given is None:
+        from agent.facts import unfit
+
+        fitting = tuple(subject for subject in fitting if not unfit(settings, book, subject)) or fitting
     if given is not None:
         if given not in fitting:
             unknown(f"subject for {book.id}", given, fitting)

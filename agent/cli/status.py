@@ -14,7 +14,7 @@ from agent.cli._verb import Verb
 from agent.errors import FileTrouble
 from agent.model import CheckResult, Incident, Moment, Phase, Run, Status, Urgency, Verdict, worst
 from agent.views import texts
-from agent.views.note import NOTE, TOKENS, DaemonNote, daemon_note
+from agent.views.note import NOTE, REHEARSALS, TOKENS, DaemonNote, daemon_note
 
 if TYPE_CHECKING:
     from agent.host import Host
@@ -39,6 +39,7 @@ class Remembered:
     receivers: Mapping[str, texts.ReceiverLine]
     degraded: str = ""
     tokens: Mapping[str, float] = field(default_factory=dict)
+    rehearsals: tuple[str, ...] = ()
 
 
 def status() -> Result:
@@ -93,6 +94,7 @@ def remember(store: ReadOnlyStore) -> Remembered:
         receivers=lines,
         degraded=store.degraded,
         tokens=store.get(TOKENS, {}),
+        rehearsals=tuple(str(each) for each in store.get(REHEARSALS, [])),
     )
 
 
@@ -181,6 +183,7 @@ def compose(
         receivers=tuple(known.receivers.values()),
         runs=tuple(run_line(run) for run in known.runs if now.wall - run.started_at < RUN_SHOWN_S),
         in_flight=in_flight,
+        rehearsals=known.rehearsals,
         notes=_notes(known, ledger),
     )
     return page, _errors(alive, known, ledger, page)

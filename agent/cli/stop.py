@@ -19,7 +19,7 @@ def stop(
         str | None, typer.Argument(metavar="RUN", help="The run's id; may be left out where only one is in flight.")
     ] = None,
 ) -> Live:
-    """Stop a run in flight: it undoes what it began, and the reason is recorded."""
+    """Stop a run or a rehearsal in flight: it undoes what it began, and the reason is recorded."""
     session = current()
     need_root(session, "holdfast stop")
     return _stop(run)

@@ -21,6 +21,8 @@ NOTE_EVERY_S = 10.0
 """How often the daemon notes that it lives."""
 TOKENS = "tokens"
 """The name under which it is stored when each engine was last proven to generate a token: name to Unix seconds."""
+REHEARSALS = "rehearsals"
+"""The name under which it is stored what is said of each rehearsal that is possible here: a list of lines."""
 FRESH_S = 45.0
 """Four notes missed are no hiccup any more: it is down, or stuck."""
 

@@ -137,7 +137,8 @@ class ChangeLine:
 class StatusPage:
     """Everything `holdfast status` says. `data_at` is when the daemon last wrote, None when it never did.
 
-    holds: what is held back and what waits for it, "" where nobody asked for holds.
+    holds: what is held back and what waits for it, "" where nobody asked for holds. rehearsals: a line for each that is
+    possible here: whether it worked, how long it took, why it was left out.
     """
 
     host: str
@@ -158,6 +159,7 @@ class StatusPage:
     receivers: tuple[ReceiverLine, ...] = ()
     runs: tuple[RunLine, ...] = ()
     in_flight: tuple[InFlightLine, ...] = ()
+    rehearsals: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -303,6 +305,8 @@ def _foot(page: StatusPage, width: int) -> list[str]:
         lines += labelled(
             "run", f"{run.runbook} on {run.subject}: {how}, {ago(run.started_at, page.at)}. {run.summary}", width
         )
+    for rehearsal in page.rehearsals:
+        lines += labelled("rehearse", rehearsal, width)
     if page.mode is not None:
         lines += labelled("mode", _MODES.get(page.mode, page.mode), width)
     if page.pause is not None:

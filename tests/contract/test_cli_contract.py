@@ -59,6 +59,7 @@ READS: Mapping[str, list[str]] = {
 """Every command that only reads, with the arguments it needs."""
 WRITES: Mapping[str, list[str]] = {
     "run": ["restart-engine"],
+    "rehearse": ["restart-engine"],
     "stop": [],
     "pause": ["1h", "--reason", "x"],
     "resume": [],

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from agent import ledger
+from tests.support import lab
 from tests.support.cli import RUN, Runner, Said, absent, holdfast, tree
 from tests.support.fake_host import FakeHost
 from tests.unit.test_cli_status import WEDGED, box
@@ -309,3 +310,67 @@ def test_an_approval_is_bound_to_the_plan_that_was_shown(tmp_path: Path) -> None
     assert asked["args"] == {"incident": WEDGED.id, "plan": "f00d"}
     assert said.code == 3
     assert "the daemon has not started it yet" in said.out
+
+
+# --- rehearse ---------------------------------------------------------------------------------------------------------
+
+REHEARSABLE = {**FILES, "/usr/share/holdfast/runbooks/restart-engine.yaml": BOOK + "rehearsal: {every: 7d}\n"}
+REHEARSED: Sequence[tuple[str, Mapping[str, Any]]] = [
+    *GOOD[:3],
+    ("undone", {**STEP, "ok": True, "summary": "the work folder was emptied"}),
+    (
+        "ended",
+        {"outcome": "succeeded", "summary": "1 of 3 steps work; left out: Restart", "rehearsal": True, "took_s": 702.0},
+    ),
+]
+
+
+def rehearse(*words: str, runner: Any, uid: int = 0) -> Said:
+    return holdfast("rehearse", *words, host=with_runner(runner, REHEARSABLE), uid=uid)
+
+
+def test_a_rehearsal_is_followed_to_its_end_and_says_how_long_it_takes() -> None:
+    runner = Runner(REHEARSED)
+    said = rehearse("restart-engine", "--because", "Tuesday", runner=runner)
+    assert said.code == 0, said.err
+    lines = said.out.splitlines()
+    assert "undo 1/3 Keep the evidence: the work folder was emptied" in lines
+    assert lines[-1] == "REHEARSED in 11 min 42 s: 1 of 3 steps work; left out: Restart"
+    asked = runner.asked[0]
+    assert (asked["do"], asked["runbook"], asked["subject"], asked["because"]) == (
+        "rehearse", "restart-engine", "engine:chat", "Tuesday",
+    )  # fmt: skip
+
+
+def test_a_rehearsal_answers_as_one_document_too() -> None:
+    said = rehearse("restart-engine", "--json", runner=Runner(REHEARSED))
+    data = said.json["data"]
+    assert (data["outcome"], data["rehearsal"], data["took_s"]) == ("succeeded", True, 702.0)
+
+
+@pytest.mark.parametrize(("outcome", "code"), [("stopped", 1), ("failed", 2), ("interrupted", 3)])
+def test_a_rehearsal_that_did_not_work_says_so(outcome: str, code: int) -> None:
+    ending = ("ended", {"outcome": outcome, "summary": "no compiler", "rehearsal": True, "took_s": 1.0})
+    said = rehearse("restart-engine", runner=Runner([*GOOD[:1], ending]))
+    assert said.code == code
+    assert f"REHEARSAL {outcome.upper()}: no compiler" in said.out
+
+
+def test_a_rehearsal_is_for_root_and_refused_with_the_reason() -> None:
+    runner = Runner([("refused", {"code": "no-rehearsal", "reason": "restart-engine has no rehearsal: use a dry run"})])
+    assert rehearse("restart-engine", runner=runner, uid=1000).code == 77
+    assert runner.asked == []
+    said = rehearse("restart-engine", runner=runner)
+    assert said.code == 77
+    assert "has no rehearsal: use a dry run [no-rehearsal]" in said.err
+
+
+def test_the_engine_that_is_configured_for_it_is_the_one_that_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    two = CONFIG + CONFIG.replace('"chat"', '"bare"').replace("8080", "8081").replace("chat.service", "bare.service")
+    files = {
+        "/etc/holdfast/holdfast.toml": two,
+        "/usr/share/holdfast/runbooks/rebuild-lab.yaml": lab.install(monkeypatch),
+    }
+    runner = Runner(REHEARSED)
+    assert holdfast("rehearse", "rebuild-lab", host=with_runner(runner, files)).code == 0
+    assert runner.asked[0]["subject"] == "engine:chat"

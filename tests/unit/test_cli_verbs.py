@@ -15,6 +15,7 @@ from agent.cli.audit import words
 from agent.host import Space
 from agent.model import Moment
 from agent.views.note import DaemonNote
+from tests.support import lab
 from tests.support.cli import RUN, absent, holdfast, tree
 from tests.support.fake_files import Directory
 from tests.support.fake_host import START, FakeHost, unreachable
@@ -367,6 +368,51 @@ def test_a_secret_that_everyone_can_read_is_critical(tmp_path: Path) -> None:
     assert ailments(known)["secret-mode"] == "CRITICAL"
     (tmp_path / "etc/holdfast/secrets/pd").chmod(0o640)
     assert "secret-mode" not in ailments(known)
+
+
+def rehearsable(tmp_path: Path, *records: tuple[ledger.Kind, str, dict[str, Any]]) -> FakeHost:
+    known = patient(
+        tmp_path,
+        config='[[engine]]\nname = "bare"\nkind = "llama.cpp"\nurl = "http://127.0.0.1:1"\nunit = "chat2.service"\n',
+        units={"chat2.service": SOUND["chat.service"]},
+        files={ledger.FILE: recorded(*records)},
+    )
+    place = tmp_path / "usr/share/holdfast/runbooks"
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "rebuild-lab.yaml").write_text(lab.BOOK)
+    return known
+
+
+def test_what_an_emergency_needs_is_told_with_when_it_was_last_proven(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.install(monkeypatch)
+    about = {"runbook": "rebuild-lab", "subject": "engine:chat"}
+    done = (
+        (ledger.Kind.REHEARSAL, RUN, about),
+        (ledger.Kind.REHEARSED, RUN, {**about, "outcome": "succeeded", "took_s": 702.0}),
+    )
+    said = holdfast("doctor", host=rehearsable(tmp_path, *done), uid=1000, width=200).out
+    assert "note     a rebuild of chat takes 11 min 42 s, last proven " in said
+    assert "note     nothing is configured to build" in said
+
+
+def test_what_was_never_rehearsed_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.install(monkeypatch)
+    known = rehearsable(tmp_path)
+    assert ailments(known)["rehearsal"] == "WARNING"
+    said = holdfast("doctor", host=known, uid=1000, width=200).out
+    assert "  fix    sudo holdfast rehearse rebuild-lab --subject engine:chat" in said
+
+
+def test_root_is_told_what_is_missing_today_and_nothing_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lab, "ACTIONS", {**lab.ACTIONS, "lab.build": lab.refusing("no compiler")})
+    lab.install(monkeypatch)
+    said = holdfast("doctor", host=rehearsable(tmp_path), uid=0, width=200).out
+    assert "WARNING  a rebuild of chat would not work today: no compiler" in said
+    assert not (tmp_path / lab.PRODUCT[1:]).exists()
 
 
 def test_an_engine_that_nobody_watches_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
