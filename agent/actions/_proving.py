@@ -11,10 +11,14 @@ CANARY_S = 20.0
 
 
 class Users:
-    """The last look at an engine whose slots are all taken: the next one shows whether its users get tokens."""
+    """The last look at an engine whose slots are all taken: the next one shows whether its users get tokens.
+
+    silent: how many questions in a row were taken and brought no token.
+    """
 
     def __init__(self) -> None:
         self.last: Sample | None = None
+        self.silent = 0
 
 
 def generates(host: Host, target: Target, seen: Users) -> bool:
@@ -24,6 +28,7 @@ def generates(host: Host, target: Target, seen: Users) -> bool:
     canary = target.engine.canary(host, target.settings, CANARY_S)
     if canary.tokens >= 1:
         return True
+    seen.silent = 0 if canary.refused else seen.silent + 1
     if canary.refused:
         now = target.engine.sample(host, target.settings)
         if seen.last is not None and seen.last.generated_until(now):

@@ -17,6 +17,8 @@ from agent.host import Host, stops, systemd
 from agent.model import Risk
 from agent.plugin import Action, Condition, Noop, Parameters, Plan, PlanStep, Read, Refuse, Target, Wait
 
+SILENT = 3
+"""A server that is ready with a free slot and gives no token so often will not give one later either."""
 PAUSE_S = 1.0
 """Between two questions to an engine that loads or whose slots are all taken."""
 
@@ -34,18 +36,19 @@ def plan(host: Host, target: Target, params: Any) -> Plan:
     down: list[str] = []
     asked: list[str] = []
     left: list[str] = []
+    at_hand = bool(target.engines)
     for each in target.engines or (target,):
         if each.engine is None or each.settings is None:
             continue
         name = each.settings.name
         skipped, fault = _state(host, each)
-        if fault:
+        if fault and at_hand:  # a run on the engine itself starts it first
             down.append(f"{name} does not run: {fault}; {way_out(each)}")
         elif skipped:
             left.append(f"{name} is {skipped}")
         else:
             asked.append(name)
-            steps.append(_proof(each, params.within_s))
+            steps.append(_proof(each, params.within_s, at_hand=at_hand))
     if down:
         return Plan((Refuse("; ".join(down), "engine-down"),))
     if not asked and not left:
@@ -78,21 +81,30 @@ def _state(host: Host, target: Target) -> tuple[str, str]:
     return "", f"{target.unit} is {state.active_state}"
 
 
-def _proof(target: Target, within_s: float) -> Wait:
+def _proof(target: Target, within_s: float, *, at_hand: bool) -> Wait:
     name, seen, starts = target.settings.name, Users(), dict[str, int]()
-    proven = Condition(f"{name} generates a token", lambda host: _generates(host, target, seen, starts))
-    why = f"{name} generated no token within {within_s:g} s: {way_out(target)}"
+    proven = Condition(f"{name} generates a token", lambda host: _generates(host, target, seen, starts, at_hand))
+    why = f"{name} generated no token within {within_s:g} s{_advice(target, at_hand)}"
     return Wait(proven, within_s, why=why, code=f"no-token-{name}")
 
 
-def _generates(host: Host, target: Target, seen: Users, starts: dict[str, int]) -> bool:
-    """Whether it has just generated a token. Raises HostError when it went down, be it that systemd starts it again."""
+def _advice(target: Target, at_hand: bool) -> str:
+    """What to type, where a person is at it; a run on the engine itself goes on by itself."""
+    return f"; {way_out(target)}" if at_hand else ""
+
+
+def _generates(host: Host, target: Target, seen: Users, starts: dict[str, int], at_hand: bool) -> bool:
+    """Whether it has just generated a token. Raises HostError when it went down, or is ready and stays silent."""
+    name = target.settings.name
     _, fault = _state(host, target)
     fault = fault or _crashed(host, target, starts)
     if fault:
-        raise HostError(f"{target.settings.name} went down: {fault}; {way_out(target)}", code="engine-down")
+        raise HostError(f"{name} went down: {fault}{_advice(target, at_hand)}", code="engine-down")
     if generates(host, target, seen):
         return True
+    if seen.silent >= SILENT:
+        words = f"{name} is ready, and generated no token {seen.silent} times in a row{_advice(target, at_hand)}"
+        raise HostError(words, code=f"no-token-{name}")
     host.clock.sleep(PAUSE_S)
     return False
 

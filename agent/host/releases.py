@@ -22,6 +22,8 @@ from agent.model import Json
 
 STATE = "/var/lib/holdfast-runner/releases"
 SERVER = "bin/llama-server"
+OWNER = 0
+"""Whose the folders must be that root writes to."""
 HASH_S = 120.0
 """How long hashing one server may take; a static CUDA build has up to 2 GB."""
 KEPT = 50
@@ -334,7 +336,7 @@ def not_ours_alone(host: Host, recipe: Recipe) -> str:
             if trouble.kind == "missing":
                 continue
             raise
-        wrong = ownership.mistake(host.files, place, 0)
+        wrong = ownership.mistake(host.files, place, OWNER)
         if wrong is not None:
             return f"{folder}: {wrong.wrong} ({wrong.allowed})"
     return ""
