@@ -252,15 +252,13 @@ class _Engine(Engine):
 
 
 def _beside(release: str) -> str:
-    """A release as a link beside the folder of releases says it: one that leads out of the test would be objected to."""
+    """A release as a link beside the releases' folder says it: one that leads out of the test would be objected to."""
     return "releases/" + release.rpartition("/")[2]
 
 
 def _shortened(text: str) -> str:
     """The runbook from where a build lies in staging: what builds and proves it is tried elsewhere."""
     head, steps, rest = text.partition("steps:\n")
-    kept: list[str] = []
-    for entry in ("  - " + each for each in rest.split("  - ")[1:]):
-        if not any(f"use: {name}" in entry for name in ("build.", "evidence.", "driver.")):
-            kept.append(entry)
-    return head + steps + "".join(kept)
+    left_out = ("use: build.", "use: evidence.", "use: driver.")
+    entries = ("  - " + each for each in rest.split("  - ")[1:])
+    return head + steps + "".join(each for each in entries if not any(words in each for words in left_out))
