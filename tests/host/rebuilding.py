@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from bed import BootedHost, builder, llama_unit, repository
+from cutting import GATE, holder, in_flight
 from spine import Watched, installed
 
 Boot = Callable[..., BootedHost]
@@ -21,7 +24,6 @@ RUNS = "/var/lib/holdfast-runner/runs"
 BUILDS = "/var/cache/holdfast-build/chat"
 STATE = "/var/lib/holdfast-runner/releases/chat.json"
 TABLE = """\
-gpu = false
 stop_grace_s = 3
 
 [engine.rebuild]
@@ -106,11 +108,13 @@ class Box:
         return took
 
 
-def real(host: Boot, wanted: str = "b2", *, mode: str = "act", more: str = "", **boot: Any) -> Box:
+def real(
+    host: Boot, wanted: str = "b2", *, mode: str = "act", more: str = "", writable: bool = False, **unit: Any
+) -> Box:
     """A host with the real source and a warm ccache: b1 serves, and `wanted` is configured."""
-    booted = host(tree=builder.with_llama_cpp(), **boot)
+    booted = host(tree=builder.with_llama_cpp(), writable=writable)
     name = _release(booted, repository.commits(repository.real())["b1"], f"cp -a {builder.RELEASE} bin")
-    box = _watched(booted, repository.commits(repository.real()), builder.SOURCE, builder.CMAKE, name)
+    box = _watched(booted, repository.commits(repository.real()), builder.SOURCE, builder.CMAKE, name, unit)
     booted.sh(
         f"mkdir -p {builder.WORK}/ccache; cp -a {builder.CCACHE}/. {builder.WORK}/ccache/; "
         f"chown -R holdfast-build: {builder.WORK}; chmod 700 {builder.WORK}"
@@ -120,10 +124,12 @@ def real(host: Boot, wanted: str = "b2", *, mode: str = "act", more: str = "", *
     return box
 
 
-def standin(host: Boot, wanted: str = "b2", *, mode: str = "act", more: str = "", **boot: Any) -> Box:
+def standin(
+    host: Boot, wanted: str = "b2", *, mode: str = "act", more: str = "", writable: bool = False, **unit: Any
+) -> Box:
     """A host with the stand-in's source, which builds in a second: b1 serves, and `wanted` is configured."""
     bare = repository.standin()
-    booted = host(tree=builder.with_tools(), binds={bare: "/opt/bed/standin.git"}, **boot)
+    booted = host(tree=builder.with_tools(), binds={bare: "/opt/bed/standin.git"}, writable=writable)
     clone = "git -c safe.directory='*' clone --quiet --no-hardlinks --branch b1"
     booted.sh(f"{clone} /opt/bed/standin.git {SOURCE} 2>&1")
     commit = repository.commits(bare)["b1"]
@@ -131,7 +137,7 @@ def standin(host: Boot, wanted: str = "b2", *, mode: str = "act", more: str = ""
         f"cmake -S {SOURCE} -B /tmp/b1 -DLLAMA_BUILD_NUMBER=1 -DLLAMA_BUILD_COMMIT={commit}; "
         "cmake --build /tmp/b1 --target llama-server; mv /tmp/b1/bin bin; rm -rf /tmp/b1"
     )
-    box = _watched(booted, repository.commits(bare), SOURCE, (), _release(booted, commit, make))
+    box = _watched(booted, repository.commits(bare), SOURCE, (), _release(booted, commit, make), unit)
     box.wants(wanted, more, mode=mode)
     box.scene.wait_ready()
     return box
@@ -148,9 +154,116 @@ def _release(host: BootedHost, commit: str, make: str) -> str:
     return name
 
 
-def _watched(host: BootedHost, commits: dict[str, str], source: str, cmake: tuple[str, ...], name: str) -> Box:
+def _watched(
+    host: BootedHost, commits: dict[str, str], source: str, cmake: tuple[str, ...], name: str, unit: dict[str, Any]
+) -> Box:
     inbox = installed(host)
-    box = Box(host, Watched(host, inbox, llama_unit(host, program=SERVER)), source, commits, cmake)
+    box = Box(host, Watched(host, inbox, llama_unit(host, program=SERVER, **unit)), source, commits, cmake)
     assert box.release == name
     assert box.serving == "b1"
     return box
+
+
+# --- cutting a run off ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Somewhere in a run of rebuild-llama-cpp.
+
+    step: the number of its step. says: what else its transcript says there. file: what makes it stand still there
+    while it exists, "" where it is cut as soon as it says so. calls: the command that is held instead (see cutting).
+    """
+
+    name: str
+    step: int
+    file: str = ""
+    says: str = ""
+    calls: str = ""
+
+
+COMPILING, LINKING, ASKED = "/run/bed-compiling", "/run/bed-linking", "/run/bed-asked"
+GATES = (COMPILING, LINKING, ASKED, GATE, f"{GATE}.reached")
+PLACES = (
+    Place("checking", 0),
+    Place("exporting", 1),
+    Place("compiling", 2, file=COMPILING),
+    Place("linking", 2, file=LINKING),
+    Place("proving the new binary", 3, file=ASKED),
+    Place("installing", 4),
+    Place("switching", 5),
+    Place("between switch and restart", 6, calls="systemctl stop --no-block llama-server"),
+    Place("starting the new one", 6, file=ASKED, says="has started or failed"),
+    Place("keeping", 8),
+)
+
+
+@contextlib.contextmanager
+def standing_at(box: Box, place: Place) -> Iterator[tuple[str, int]]:
+    """A run by hand that stands at this place: its id, and its process numbered as on this machine."""
+    host = box.host
+    if place.calls:
+        host.write(GATE, place.calls)
+    if place.file:
+        host.write(place.file, "")
+    before = box.newest()
+    asked = host.popen("holdfast", "run", "rebuild-llama-cpp", "--engine", "chat", "--force")
+    run = host.wait_for(lambda: (at := in_flight(host)) != before and at, 60, "a run", every=0.01)
+    process = host.outer_pid(int(holder(host)["pid"]))
+    transcript = host.root / f"{RUNS}/{run}.jsonl".lstrip("/")
+
+    def there() -> bool:
+        text = transcript.read_text(encoding="utf-8")
+        _, found, rest = text.partition(f'"step_started","data":{{"step":{place.step},')
+        assert '"event":"ended"' not in text, text[-600:]
+        return bool(found) and place.says in rest
+
+    try:
+        host.wait_for(there, 120, f"the run to stand at {place.name}", every=0.001)
+        if place.calls:
+            host.wait_for(lambda: host.exists(f"{GATE}.reached"), 60, f"the run to call {place.calls}")
+        elif place.file in (COMPILING, LINKING):
+            name = place.file.removeprefix("/run/bed-")
+            waits = f"pgrep -f '^sh .*wait[.]sh {name}$'"
+            host.wait_for(lambda: host.run("sh", "-c", waits, check=False).stdout, 60, f"the build to be {name}")
+        elif place.file:
+            host.wait_for(lambda: _held(host), 60, "the new binary to be asked")
+        yield run, process
+    finally:
+        if host.running:
+            host.sh(f"rm -f {' '.join(GATES)}")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            asked.communicate(timeout=60)
+
+
+def _held(host: BootedHost) -> bool:
+    """Whether a program of the stand-in waits at its gate: it has not read the library's options yet."""
+    found = host.run("pgrep", "-x", "llama-server", check=False).stdout.split()
+    return any("nanosleep" in host.run("cat", f"/proc/{pid}/wchan", check=False).stdout for pid in found)
+
+
+def what_is_left(box: Box) -> str:
+    """What a cut left: where current points, what lies beside the releases, what of the build is there and runs."""
+    host = box.host
+    unit = host.unit("holdfast-build-chat.service", "ActiveState").get("ActiveState", "")
+    hidden = [name for name in box.releases() if name.startswith(".")]
+    others = [name for name in box.releases() if not name.startswith(".")]
+    work = host.run("ls", f"{BUILDS}/work", check=False).stdout.split()
+    return (
+        f"current is {box.release}; releases {', '.join(others)}; staging {', '.join(hidden) or 'none'}; "
+        f"work {' '.join(work) or 'none'}; build unit {unit}"
+    )
+
+
+def make_sure_that_nothing_is_in_between(box: Box) -> str:
+    """The engine serves what current points to, and nothing of a build is left; the tag that serves."""
+    host = box.host
+    box.scene.engine.wait_until_generates()
+    serving = box.serving
+    assert box.release.startswith(f"{serving}-"), (serving, box.release)
+    assert not [name for name in box.releases() if name.startswith(".")], box.releases()
+    assert not (work := set(host.run("ls", f"{BUILDS}/work", check=False).stdout.split()) & {"src", "build"}), work
+    state = host.unit("holdfast-build-chat.service", "ActiveState", "LoadState")
+    assert state["ActiveState"] == "inactive", state
+    assert host.run("pgrep", "-u", "holdfast-build", check=False).stdout == ""
+    return serving

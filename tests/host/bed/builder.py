@@ -12,6 +12,7 @@ from pathlib import Path
 
 from agent.host import build_options
 from bed import repository, rootfs
+from llama_build import cache_root
 
 PACKAGES = ("ccache", "cmake", "g++", "git", "make")
 SOURCE = "/opt/llama.cpp/source.git"
@@ -55,4 +56,10 @@ def with_llama_cpp(suite: str = "bookworm") -> Path:
     words = "\0".join([source.name, *options, _WARM, *PACKAGES])
     key = hashlib.sha256(words.encode()).hexdigest()[:12]
     name = f"{suite}-{rootfs.RECIPE}-llama-{key}"
-    return rootfs.derived(name, with_tools(suite), _WARM, options, {source: SOURCE})
+    # What an earlier tree has compiled need not be compiled again where only other words have changed.
+    earlier = sorted(
+        (cache_root() / "rootfs").glob(f"{suite}-*-llama-*{CCACHE}"), key=lambda path: path.stat().st_mtime
+    )
+    return rootfs.derived(
+        name, with_tools(suite), _WARM, options, {source: SOURCE, **dict.fromkeys(earlier[-1:], CCACHE)}
+    )
