@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from llama_build import cache_root
+
 from agent.host import build_options
 from bed import repository, rootfs
-from llama_build import cache_root
 
 PACKAGES = ("ccache", "cmake", "g++", "git", "make")
 SOURCE = "/opt/llama.cpp/source.git"
