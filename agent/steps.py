@@ -216,11 +216,17 @@ def by_hand(plan: Plan, *, contents: bool = False) -> list[str]:
     contents: for paper, with what the files get that she writes, and without those that only Holdfast reads. It stays
     out of records, and of what an approval is bound to, because it may name the time.
     """
-    return [line for step in plan.steps for line in (_typed(step) if contents else _line(step))]
+    if contents and any(map(_typed, plan.steps)):
+        return [line for step in plan.steps for line in _typed(step)]
+    return [line for step in plan.steps for line in _line(step)]
 
 
 def _typed(step: PlanStep) -> list[str]:
-    """A step as it is typed: a file with its content, unless nobody could type that."""
+    """A step as it is typed: a file with its content, unless nobody could type that; nothing that only we say."""
+    if isinstance(step, Command) and step.accept != (0,):
+        return [f"{line}    # may fail" for line in _line(step)]
+    if isinstance(step, Noop) or (isinstance(step, Read) and step.sums_up and not step.by_hand):
+        return []
     if not isinstance(step, WriteFile):
         return _line(step)
     if step.path.startswith(OWN) or not isinstance(step.content, str):

@@ -1,7 +1,8 @@
 """One completion by a fresh llama-server on a spare port of this host, in a transient unit of its own.
 
-The unit ends by itself when nobody stops it. Its model is random weights: what it says is nonsense, and proves that the
-whole way from HTTP to the GPU works. Its log is in the journal, and only known failures are read from there.
+The unit stands behind walls of its own (packaging/deb/units/prove-walls.conf) and ends by itself when nobody stops it.
+Its model is random weights: what it says is nonsense, and proves that the whole way from HTTP to the GPU works. Its log
+is in the journal, and only known failures are read from there.
 """
 
 from __future__ import annotations
@@ -19,8 +20,6 @@ from agent.plugin import Command, Condition, PlanStep, Read, Target, Wait
 FIRST_PORT = 18480
 READY_S = 180.0
 """How long it may take until it answers: the first start of a CUDA build compiles what it needs for the card."""
-RUNTIME_MAX_S = 600
-"""After this systemd ends it, whoever has forgotten it."""
 CANARY_S = 60.0
 START_S = 30.0
 STOP_S = 60.0
@@ -31,26 +30,6 @@ LEAST_VRAM = 1 << 30
 """Bytes of a card's memory that must be free: CUDA takes 300 to 600 MiB for itself, and users need theirs."""
 SEEN_VRAM = 64 << 20
 """By so much a card's use must have grown where NVML does not show the process."""
-_WALLS = (
-    "ProtectSystem=strict",
-    "ProtectHome=read-only",
-    "PrivateTmp=yes",
-    "ProtectKernelTunables=yes",
-    "ProtectKernelModules=yes",
-    "ProtectControlGroups=yes",
-    "NoNewPrivileges=yes",
-    "RestrictSUIDSGID=yes",
-    "CapabilityBoundingSet=",
-    "IPAddressDeny=any",
-    "IPAddressAllow=localhost",
-    # Settings of this host's llama.cpp (from b10398) are for the one that serves.
-    "InaccessiblePaths=-/etc/llama.cpp",
-    "MemoryMax=4G",
-    "OOMScoreAdjust=900",
-    "Nice=10",
-    f"RuntimeMaxSec={RUNTIME_MAX_S}",
-    "TimeoutStopSec=5",
-)
 
 
 @dataclass
@@ -126,14 +105,9 @@ def _start(tried: Trial) -> tuple[str, ...]:
         "systemd-run",
         "--quiet",
         f"--unit={tried.unit}",
-        "--description=Holdfast: trying a new llama-server",
         "--service-type=exec",
         f"--uid={BUILD_USER}",
         f"--gid={BUILD_USER}",
-        "--working-directory=/",
-        *(f"--property={each}" for each in _WALLS),
-        "--setenv=HOME=/nonexistent",
-        "--setenv=GGML_NO_BACKTRACE=1",
         f"--setenv=CUDA_VISIBLE_DEVICES={tried.gpu}",
         "--",
         *tried.argv,

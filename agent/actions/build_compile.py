@@ -160,7 +160,7 @@ def _part(build: _Build, command: tuple[str, ...], watch: Watch) -> tuple[PlanSt
     words = f"{watch.words} {build.name}"
     ended = Condition(f"{words} has ended", watch.ended, ("systemctl", "show", "--property=SubState,Result", unit))
     return (
-        Command(build_unit.start(recipe, build.log, build.granted, words, command), START_S, words=words),
+        Command(build_unit.start(recipe, build.log, build.granted, command), START_S, words=words),
         Wait(
             ended,
             recipe.timeout_s + GRACE_S,

@@ -42,7 +42,7 @@ def plan(host: Host, target: Target, params: Any) -> Plan:
     built = Condition(
         f"the build lies in {staging}",
         lambda host: releases.release(host, staging) is not None and host.files.exists(releases.server_of(staging)),
-        ("ls", "-l", releases.server_of(staging), f"{staging}/{builds.PROVENANCE}"),
+        ("ls", "-l", releases.server_of(staging)),
     )
     free = Condition(f"there is no {place} yet", lambda host: not host.files.exists(place))
     return Plan(

@@ -53,8 +53,11 @@ def survey(host: Host, recipe: Recipe, unit: str | None, commit: str) -> Survey:
     else:
         source = _source(host, recipe, commit, problems, notes)
         tools = _tools(host, recipe, problems)
-    if not host.files.exists(build_unit.WALLS):
-        problems.append(f"{build_unit.WALLS} is missing, and no build runs without its walls: reinstall the package")
+    problems += [
+        f"{walls} is missing, and nothing new runs without its walls: reinstall the package"
+        for walls in (build_unit.WALLS, build_unit.TRIAL_WALLS)
+        if not host.files.exists(walls)
+    ]
     room = _room(host, recipe, problems)
     problems += _places(host, recipe)
     problems += _unit(host, recipe, unit)

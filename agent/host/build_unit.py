@@ -31,6 +31,8 @@ TAIL_BYTES = 65536
 LOG_LIMIT = 64 << 20
 WALLS = "/usr/lib/systemd/system/holdfast-build-.service.d/walls.conf"
 """What every build unit gets besides: the package's, or an administrator's over it (packaging/deb/units)."""
+TRIAL_WALLS = "/usr/lib/systemd/system/holdfast-prove-.service.d/walls.conf"
+"""The same for the unit in which a new program is tried (agent/actions/_trial.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ def memory_mib(host: Host) -> tuple[int, int]:
     return int(found["MemTotal"]) >> 10, int(found["MemAvailable"]) >> 10
 
 
-def start(recipe: Recipe, log: str, granted: Limits, words: str, command: Sequence[str]) -> tuple[str, ...]:
+def start(recipe: Recipe, log: str, granted: Limits, command: Sequence[str]) -> tuple[str, ...]:
     """The command that begins one part of a build; it returns as soon as the program runs."""
     work = builds.work(recipe)
     properties = (
@@ -87,7 +89,6 @@ def start(recipe: Recipe, log: str, granted: Limits, words: str, command: Sequen
         "systemd-run",
         "--quiet",
         f"--unit={builds.unit(recipe)}",
-        f"--description=Holdfast: {words}",
         "--service-type=exec",
         "--remain-after-exit",
         f"--uid={BUILD_USER}",

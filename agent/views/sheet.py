@@ -68,14 +68,15 @@ def of_runbook(book: Runbook, subject: str, shown: Sequence[Mapping[str, Json]],
         marks = ["left out in a rehearsal"] if rehearses and not step.rehearsed else []
         marks += ["if it fails, go on"] if step.best_effort else []
         parts.append(Part(index, step.name, "; ".join(marks), tuple(_lines(real.get("lines") or ()))))
+    causes = f" for {', '.join(book.findings)}" if book.findings else ""
     again = f"sudo holdfast runbook print {book.id} --subject {subject}"
     return Sheet(
         name=book.id,
         title=book.title,
         subject=subject,
-        about=_about(subject, place, f"runbook {book.id}"),
+        about=_about(subject, place, f"{book.id}{causes}"),
         before=(
-            ("When", book.explain + (f" Causes: {', '.join(book.findings)}." if book.findings else "")),
+            ("When", " ".join(book.explain.split())),
             ("How", _how(book, subject, number if rehearses else 0)),
         ),
         parts=tuple(parts),
@@ -172,11 +173,10 @@ def _about(subject: str, place: Place, what: str) -> tuple[tuple[str, str], ...]
 
 
 def _how(book: Runbook, subject: str, first: int) -> str:
-    words = "As root, line by line, in this order. Holdfast does the same with: "
-    words += f"sudo holdfast run {book.id} --subject {subject}."
+    words = "As root, line by line. "
     if first > 1:
-        words += f" Up to step {first - 1} nothing that serves is touched: you may stop at any time."
-    return words
+        words += f"Up to step {first - 1} nothing that serves is touched. "
+    return f"{words}The same by itself: sudo holdfast run {book.id} --subject {subject}."
 
 
 def _proof(book: Runbook, subject: str) -> tuple[Part, ...]:
@@ -199,12 +199,14 @@ def _fails(book: Runbook, subject: str) -> Part:
 def _lines(lines: Iterable[Json]) -> Iterable[Line]:
     for line in lines:
         command, note = parted(str(line))
-        yield Line(command, _limits(note))
+        yield Line(command, _plainly(command, note))
 
 
-def _limits(note: str) -> str:
-    """A note with its times as people say them; what is not waited for must be so at once."""
-    note = re.sub(r"(?:wait )?until (.*?), at most 0 s\b", r"must be so, else stop here: \1", note)
+def _plainly(command: str, note: str) -> str:
+    """A note with its times as people say them; what is not waited for must be so at once, what is named is "it"."""
+    note = re.sub(r"(?:wait )?until (.*?), at most 0 s\b", r"must be so, or stop: \1", note)
+    for word in re.findall(r"[A-Za-z0-9@_.-]+[.]service\b", note):
+        note = note.replace(word, "it") if word in command else note
     return re.sub(r"at most (\d+(?:\.\d+)?) s\b", lambda found: f"at most {texts.duration(float(found[1]))}", note)
 
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from html import escape
 
 from agent.views.sheet import Sheet
-from agent.views.sheet_layout import LEADING, MARGIN, Laid, Row, laid
+from agent.views.sheet_layout import EDGE, LEADING, MARGIN, Laid, Row, laid
 
 STYLE = f"""
-@page {{ size: A4; margin: {MARGIN:g}pt; }}
+@page {{ size: A4; margin: {EDGE:g}pt {MARGIN:g}pt; }}
 html {{ background: #fff; color: #000; }}
 section {{ break-after: page; max-width: 180mm; margin: 0 auto 2em; }}
 section:last-child {{ break-after: auto; }}
@@ -17,6 +17,7 @@ h1 {{ font: bold 15pt/{LEADING} Helvetica, Arial, sans-serif; margin: 0; }}
 p {{ font: 1em/{LEADING} Helvetica, Arial, sans-serif; margin: 2pt 0 0; white-space: pre-wrap; }}
 h2 {{ font: bold 1.05em/{LEADING} Helvetica, Arial, sans-serif; margin: .55em 0 0; break-after: avoid; }}
 pre {{ font: bold 1em/{LEADING} "Courier New", Courier, monospace; margin: 1pt 0 0 8pt; }}
+i {{ font: normal 1em/{LEADING} Helvetica, Arial, sans-serif; letter-spacing: 0; }}
 .body {{ border-top: .6pt solid; border-bottom: .6pt solid; margin-top: 4pt; padding: 2pt 0 4pt; column-gap: 16pt; }}
 .said {{ margin: 0 0 0 8pt; }}
 .foot {{ font-size: 7pt; }}
@@ -38,7 +39,7 @@ def _section(sheet: Sheet, found: Laid) -> str:
     lines = [f'<section style="font-size: {found.size:g}pt">', f"<h1>{escape(sheet.title)}</h1>"]
     lines.append(f"<p>{escape('  ·  '.join(f'{label}: {words}' for label, words in sheet.about))}</p>")
     lines += [f"<p><b>{escape(label)}</b>: {escape(words)}</p>" for label, words in sheet.before]
-    lines.append(f'<div class="body" style="column-count: {max(1, min(2, len(found.columns)))}">')
+    lines.append(f'<div class="body" style="column-count: {found.count}">')
     lines += _rows([row for column in found.columns for row in column])
     lines += ["</div>", f'<p class="foot">{escape(sheet.foot)}</p>', "</section>"]
     return "\n".join(lines)
@@ -55,5 +56,11 @@ def _rows(rows: list[Row]) -> Iterable[str]:
         if now:
             start, end = tags[now[0].font]
             separator = " " if now[0].font == "bold" else "\n"
-            yield f"{start}{separator.join(escape(each.text) for each in now)}{end}"
+            if now[0].stretch != 1.0:
+                start = f'<pre style="letter-spacing: {0.6 * now[0].stretch - 0.6:.3f}em">'
+            yield f"{start}{separator.join(map(_words, now))}{end}"
         now = [row] if row is not None else []
+
+
+def _words(row: Row) -> str:
+    return escape(row.text) + (f" <i>{escape(row.tail)}</i>" if row.tail else "")

@@ -1,11 +1,13 @@
-"""How a sheet fits on one A4 page: the largest type, in one or two columns, at which all of it does. Pure.
+"""How a sheet fits on one A4 page: the largest type, in one to three columns, at which all of it does. Pure.
 
-Commands are set in Courier, whose letters are all 0.6 of its size wide; all else in Helvetica, whose widths are those
-of Adobe's font metrics (Core 14 AFM, Helvetica and Helvetica-Bold). Lengths are points, 1/72 inch.
+Commands are set in Courier, whose letters are all 0.6 of its size wide, or a little narrower; all else in Helvetica,
+whose widths are those of Adobe's font metrics (Core 14 AFM, Helvetica and Helvetica-Bold). Lengths are points, 1/72
+inch.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,16 +17,20 @@ from agent.views.shell_names import named
 
 WIDTH, HEIGHT = 595.28, 841.89
 """A4."""
-MARGIN = 34.0
-"""12 mm: office printers leave 4 to 6 mm blank, a binder's holes take 12."""
-GAP = 16.0
+MARGIN = 32.0
+"""12 mm at the sides, for a binder's holes."""
+EDGE = 24.0
+"""8.5 mm above and below: office printers leave 4 to 6 mm blank."""
+GAP = 12.0
 """Between two columns."""
-LEADING = 1.18
+LEADING = 1.08
 """Height of a line, as a multiple of its size."""
-INDENT = 8.0
+INDENT = 6.0
 """Of what stands below a step's name."""
-STYLES = ((10.0, 1), (9.5, 1), (9.0, 1), (9.0, 2), (8.5, 1), (8.5, 2), (8.0, 1), (8.0, 2))
-"""Sizes and numbers of columns, the best to read first. Nothing smaller than 8 points is legible at arm's length."""
+PLAIN = ((10.0, 1, 1.0), (9.5, 1, 1.0), (9.0, 1, 1.0), (9.0, 2, 1.0), (8.5, 1, 1.0), (8.5, 2, 1.0))
+"""Sizes, numbers of columns and widths of Courier's letters (1: as they are), the best to read first."""
+DENSE = (*PLAIN, (8.0, 1, 1.0), (8.0, 2, 1.0), (8.5, 2, 0.84), (8.0, 2, 0.84), (8.0, 2, 0.8), (8.0, 3, 0.78))
+"""The same with names for what is repeated. Nothing smaller than 8 points is legible at arm's length."""
 _HELVETICA = (
     278, 278, 355, 556, 556, 889, 667, 191, 333, 333, 389, 584, 278, 333, 278, 278, 556, 556, 556, 556, 556, 556, 556,
     556, 556, 556, 278, 278, 584, 584, 584, 556, 1015, 667, 667, 722, 722, 667, 611, 778, 722, 278, 500, 667, 556, 833,
@@ -33,13 +39,18 @@ _HELVETICA = (
     260, 334, 584,
 )  # fmt: skip
 """Thousandths of the size, from space to tilde."""
+BRIEF = 250
+"""Letters of what a long runbook is for; the rest of it stands in its file and in every other format."""
 BOLD_IS_WIDER = 1.08
 """Helvetica-Bold's lower-case letters are up to a tenth wider."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of type. font: "mono", "text" or "bold"; above: space before it; keep: not the last of its column."""
+    """One line of type. font: "mono", "text" or "bold"; above: space before it; keep: not the last of its column.
+
+    tail: words behind a command, in text. stretch: how wide Courier's letters are set.
+    """
 
     font: str
     size: float
@@ -47,6 +58,8 @@ class Row:
     indent: float = 0.0
     above: float = 0.0
     keep: bool = False
+    tail: str = ""
+    stretch: float = 1.0
 
     @property
     def height(self) -> float:
@@ -56,24 +69,27 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Laid:
-    """A sheet in rows: those across the page at its top, then its columns, and the last line at its foot."""
+    """A sheet in rows: those across the page at its top, then its columns, and the last line at its foot.
+
+    count: how many columns a page has; there are more where it does not fit on one.
+    """
 
     size: float
     head: tuple[Row, ...]
     columns: tuple[tuple[Row, ...], ...]
     foot: tuple[Row, ...]
+    count: int
     fits: bool = True
 
 
 def laid(sheet: Sheet) -> Laid:
     """The sheet in the largest type in which it fits on one page. `fits` is False where not even the smallest does."""
     shorter = shortened(sheet)
-    tries = [(sheet, *style) for style in STYLES[:-2]] + [(shorter, *style) for style in STYLES]
-    for each, size, columns in tries:
-        found = _laid(each, size, columns)
+    for each, style in [(sheet, style) for style in PLAIN] + [(shorter, style) for style in DENSE]:
+        found = _laid(each, *style)
         if found.fits:
             return found
-    return _laid(shorter, *STYLES[-1])
+    return _laid(shorter, *DENSE[-1])
 
 
 def shortened(sheet: Sheet) -> Sheet:
@@ -86,13 +102,27 @@ def shortened(sheet: Sheet) -> Sheet:
         replace(part, lines=tuple(replace(line, command=next(left)) if line.command else line for line in part.lines))
         for part in sheet.parts
     )
-    names = Part(0, "First, in the same bash", lines=tuple(Line(each) for each in before))
-    return replace(sheet, parts=(names, *parts))
+    folders, arrays = [[each for each in before if ("=(" in each) is of] for of in (False, True)]
+    said = [" ".join(folders), *arrays] if folders else arrays
+    names = Part(0, "First, in the same bash", lines=tuple(map(Line, said)))
+    brief = tuple((label, _brief(words)) for label, words in sheet.before)
+    return replace(sheet, before=brief, parts=(names, *parts))
+
+
+def _brief(words: str) -> str:
+    """The first sentences of a text: as many as stand in about two lines."""
+    sentences: list[str] = re.findall(r".+?[.](?:\s|$)", f"{words} ") or [words]
+    kept = sentences[0]
+    for each in sentences[1:]:
+        if len(kept) + len(each) > BRIEF:
+            break
+        kept += each
+    return kept.strip()
 
 
 def top(head: Sequence[Row]) -> float:
     """How high the columns begin, from the bottom of the page; a rule is drawn just above."""
-    return HEIGHT - MARGIN - sum(row.height for row in head) - 8.0
+    return HEIGHT - EDGE - sum(row.height for row in head) - 8.0
 
 
 def column_width(columns: int) -> float:
@@ -100,18 +130,18 @@ def column_width(columns: int) -> float:
     return (WIDTH - 2 * MARGIN - GAP * (columns - 1)) / columns
 
 
-def _laid(sheet: Sheet, size: float, count: int) -> Laid:
+def _laid(sheet: Sheet, size: float, count: int, stretch: float) -> Laid:
     head = tuple(_head(sheet, size))
     foot = tuple(_said("text", 7.0, sheet.foot, WIDTH - 2 * MARGIN))
-    rows = list(_body((*sheet.parts, *sheet.after), size, column_width(count)))
-    room = top(head) - MARGIN - sum(row.height for row in foot) - 6.0
+    rows = list(_body((*sheet.parts, *sheet.after), size, column_width(count), stretch))
+    room = top(head) - EDGE - sum(row.height for row in foot) - 6.0
     columns: list[tuple[Row, ...]] = []
     while rows:
         taken = _taken(rows, room)
         columns.append(tuple(rows[:taken]))
         rows = rows[taken:]
     fits = len(columns) <= count
-    return Laid(size, head, tuple(columns), foot, fits)
+    return Laid(size, head, tuple(columns), foot, count, fits)
 
 
 def _taken(rows: Sequence[Row], room: float) -> int:
@@ -136,20 +166,24 @@ def _head(sheet: Sheet, size: float) -> Iterator[Row]:
         yield from _said("text", size, f"{label}: {words}", width, above=2.0)
 
 
-def _body(parts: Iterable[Part], size: float, width: float) -> Iterator[Row]:
-    columns = int((width - INDENT) / (0.6 * size))
+def _body(parts: Iterable[Part], size: float, width: float, stretch: float) -> Iterator[Row]:
+    letter = 0.6 * size * stretch
+    columns = int((width - INDENT) / letter)
     for part in parts:
         name = f"{part.number}. {part.name}" if part.number else part.name
         name += f" ({part.mark})" if part.mark else ""
-        yield from _said("bold", size + 0.5, name, width, above=size * 0.55, keep=True)
+        yield from _said("bold", size + 0.5, name, width, above=size * 0.35, keep=True)
         for line in part.lines:
             rows = wrapped(line.command, columns) if line.command else []
-            for row in rows:
-                yield Row("mono", size, row, INDENT, above=1.0 if row is rows[0] else 0.0, keep=row is not rows[-1])
-            if line.words:
-                words = f"– {line.words}" if line.command else line.words
-                indent = INDENT * 2 if line.command else INDENT
-                yield from _said("text", size, words, width, indent=indent)
+            note = f"– {line.words}" if line.command and line.words else line.words
+            left = width - INDENT - letter * (len(rows[-1]) + 1) if rows else 0.0
+            tail = note if rows and width_of(note, size) <= left else ""
+            for index, row in enumerate(rows):
+                last = index == len(rows) - 1
+                above = 0.0 if index else size * 0.06
+                yield Row("mono", size, row, INDENT, above, not last, tail if last else "", stretch)
+            if note and not tail:
+                yield from _said("text", size, note, width, indent=INDENT * 2 if rows else INDENT)
 
 
 def _said(

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from agent.views.sheet import Sheet
-from agent.views.sheet_layout import GAP, HEIGHT, MARGIN, WIDTH, Laid, Row, column_width, laid, top
+from agent.views.sheet_layout import EDGE, GAP, HEIGHT, MARGIN, WIDTH, Laid, Row, column_width, laid, top
 
 FONTS = {"mono": ("F1", "Courier-Bold"), "text": ("F2", "Helvetica"), "bold": ("F3", "Helvetica-Bold")}
 """Courier is too thin at eight points for a bad printer, Courier-Bold is not."""
@@ -31,7 +31,7 @@ def as_pdf(sheets: Iterable[Sheet]) -> bytes:
         fonts[short] = font.reference
     for sheet in sheets:
         found = laid(sheet)
-        count = 1 if len(found.columns) <= 1 and found.fits else 2
+        count = found.count
         for first in range(0, max(1, len(found.columns)), count):
             stream = pydyf.Stream()
             _draw(stream, found, found.columns[first : first + count], count)
@@ -54,12 +54,12 @@ def as_pdf(sheets: Iterable[Sheet]) -> bytes:
 
 def _draw(stream: Any, found: Laid, columns: Sequence[Sequence[Row]], count: int) -> None:
     stream.set_color_rgb(0, 0, 0)
-    _rows(stream, found.head, MARGIN, HEIGHT - MARGIN)
+    _rows(stream, found.head, MARGIN, HEIGHT - EDGE)
     start = top(found.head)
     _rule(stream, start + 3.0)
     for number, rows in enumerate(columns):
         _rows(stream, rows, MARGIN + number * (column_width(count) + GAP), start, flush=True)
-    low = MARGIN + sum(row.height for row in found.foot)
+    low = EDGE + sum(row.height for row in found.foot)
     _rule(stream, low + 2.0)
     _rows(stream, found.foot, MARGIN, low)
 
@@ -77,6 +77,11 @@ def _rows(stream: Any, rows: Sequence[Row], left: float, height: float, *, flush
         height -= row.height - (row.above if flush and not index else 0.0)
         stream.begin_text()
         stream.set_font_size(FONTS[row.font][0], row.size)
-        stream.set_text_matrix(1, 0, 0, 1, left + row.indent, height + row.size * 0.25)
+        stream.set_text_matrix(row.stretch, 0, 0, 1, left + row.indent, height + row.size * 0.25)
         stream.show_text_string(row.text.encode("cp1252", "replace"))
+        if row.tail:
+            end = left + row.indent + 0.6 * row.size * row.stretch * (len(row.text) + 1)
+            stream.set_font_size(FONTS["text"][0], row.size)
+            stream.set_text_matrix(1, 0, 0, 1, end, height + row.size * 0.25)
+            stream.show_text_string(row.tail.encode("cp1252", "replace"))
         stream.end_text()

@@ -71,14 +71,17 @@ def test_notes_are_no_part_of_the_command_and_a_quoted_hash_is_no_note() -> None
 
 def expanded(before: list[str], command: str) -> list[str]:
     """The words that bash makes of a command after these assignments (a run of these names is simple enough here)."""
-    folders = dict(each.split("=", 1) for each in before if "=(" not in each)
+    folders: dict[str, str] = {}
+    for each in (each for each in before if "=(" not in each):
+        name, value = each.split("=", 1)
+        folders[name] = re.sub(r"\$([A-H])", lambda m: folders[m[1]], value)
     arrays = {name: inner[:-1] for name, inner in (each.split("=(", 1) for each in before if "=(" in each)}
     for name, inner in arrays.items():
         command = command.replace(f'"${{{name}[@]}}"', inner)
     found = []
     for word in words(command):
         plain = re.fullmatch(r"[A-Za-z0-9_@%+=:,./$-]+", word)
-        found.append(re.sub(r"\$([A-E])", lambda m: folders[m[1]], word) if plain else shlex.split(word)[0])
+        found.append(re.sub(r"\$([A-H])", lambda m: folders[m[1]], word) if plain else shlex.split(word)[0])
     return found
 
 
@@ -99,9 +102,9 @@ COMMANDS = [
 def test_names_for_what_is_repeated_leave_every_command_what_it_is() -> None:
     before, commands = named([shlex.join(each) for each in COMMANDS])
     assert before[0] in (f"A={WORK}", f"A={RELEASE}")
-    assert any(each.startswith("a=(--quiet --unit=holdfast-build-chat.service") for each in before)
+    assert any(each.startswith("a=(systemd-run --quiet --unit=holdfast-build-chat.service") for each in before)
     assert [expanded(before, each) for each in commands] == [list(each) for each in COMMANDS]
-    assert commands[0].startswith('systemd-run "${a[@]}" -- cmake')
+    assert commands[0].startswith('"${a[@]}" cmake -S $')
     assert sum(map(len, before + commands)) < 0.75 * sum(len(shlex.join(each)) for each in COMMANDS)
 
 
@@ -215,7 +218,7 @@ def test_what_a_file_gets_can_be_typed_but_is_in_no_record() -> None:
 def test_our_own_notes_and_what_only_a_run_can_know_are_left_out_by_hand() -> None:
     own = WriteFile("/var/lib/holdfast-runner/holds.json", "{}")
     seen = WriteFile("/opt/x/provenance.json", lambda _: "later")
-    assert steps.by_hand(Plan((own, seen)), contents=True) == []
+    assert steps.by_hand(Plan((own, seen, Command(("true",), 1))), contents=True) == ["true"]
     long = WriteFile("/etc/long", "x" * 5000)
     assert steps.by_hand(Plan((long,)), contents=True) == ["# write /etc/long (mode 644)"]
 
