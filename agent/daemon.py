@@ -254,6 +254,9 @@ class Daemon:
             "holdfast.pager": self._courier.report(now),
             "holdfast.runner": self._runner_report(now),
         }
+        if self._rehearser.lines is not None:
+            trouble = self._rehearser.trouble
+            reports["holdfast.rehearsal"] = (Status.WARNING, trouble) if trouble else None
         for check, report in reports.items():
             self._report(check, *(report or (Status.OK, "nothing to report")))
 

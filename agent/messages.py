@@ -13,7 +13,9 @@ from agent.config import Config
 from agent.model import Alert, CheckResult, Decision, Finding, Incident, Moment, Run, Status, Transition
 from agent.protocol import Request
 
-SELF_CHECKS = frozenset({"holdfast.store", "holdfast.configuration", "holdfast.pager", "holdfast.runner"})
+SELF_CHECKS = frozenset(
+    {"holdfast.store", "holdfast.configuration", "holdfast.pager", "holdfast.runner", "holdfast.rehearsal"}
+)
 """Results that the daemon reports of itself; no check observes them."""
 
 

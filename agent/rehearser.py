@@ -15,7 +15,7 @@ from agent.config import Config
 from agent.errors import HostError
 from agent.host import Host, build_unit, changes
 from agent.ledger import Record
-from agent.model import CheckResult, Incident, Moment, Phase, Urgency, Verdict
+from agent.model import CheckResult, Incident, Moment, Outcome, Phase, Urgency, Verdict
 from agent.protocol import Request
 from agent.runbook import Runbook, Runbooks
 from agent.views import rehearsed, texts
@@ -32,10 +32,12 @@ class Rehearser:
     """Decides when to rehearse what. `tick` is called often, from one thread; it reads the clock's moments it is given.
 
     lines: what is said of each rehearsal that is possible here, for the status page; None before the first look.
+    trouble: what did not work when it was rehearsed last, "" when everything did.
     """
 
     def __init__(self, host: Host, new_id: Callable[[], str], began: Moment) -> None:
         self.lines: tuple[str, ...] | None = None
+        self.trouble = ""
         self._host = host
         self._new_id = new_id
         self._looked = began
@@ -56,6 +58,8 @@ class Rehearser:
         self._looked = now
         wanted = self._wanted(now, config, books, records, tuple(results), tuple(incidents))
         self.lines = tuple(self._line(book, subject, records, now) for book, subject in _possible(config, books))
+        failed = (_failure(book, subject, records) for book, subject in _possible(config, books))
+        self.trouble = "; ".join(filter(None, failed))
         if wanted is None:
             return None
         book, subject = wanted
@@ -125,6 +129,14 @@ def at_work(results: Iterable[CheckResult], incidents: Iterable[Incident]) -> st
         if result.value("free_slots") == 0 and result.value("pending"):
             return f"{name} has no free slot"
     return ""
+
+
+def _failure(book: Runbook, subject: str, records: Sequence[Record]) -> str:
+    """What went wrong the last time, "" when it went well, never was tried, or had to make room."""
+    known = rehearsals.known(records, book.id, subject)
+    if known.last is None or known.last.outcome not in (Outcome.FAILED, Outcome.REFUSED):
+        return ""
+    return f"{rehearsed.noun(book, subject)} did not work when it was rehearsed: {known.said}"
 
 
 def _possible(config: Config, books: Runbooks) -> list[tuple[Runbook, str]]:

@@ -73,7 +73,7 @@ def _daemon(facts: Facts) -> Iterator[Ailment]:
             "store", Status.CRITICAL, facts.remembered.degraded, "make room or repair the disk below /var/lib/holdfast"
         )
     for (check, _), result in facts.remembered.results.items():
-        if check.startswith("holdfast.") and result.status is not Status.OK:
+        if check.startswith("holdfast.") and check != "holdfast.rehearsal" and result.status is not Status.OK:
             yield Ailment(check, result.status, result.summary, f"holdfast explain {check}; journalctl -u holdfast")
 
 

@@ -113,8 +113,9 @@ def test_root_only_checks_say_how_to_ask() -> None:
     from agent import plugin  # noqa: PLC0415
 
     known = [check.id for check in plugin.checks().values() if check.as_root]
+    rebuilt = f'{CONFIG}[engine.rebuild]\nsource = "/src"\ncommit = "{"a" * 40}"\n'  # so that every check applies
     for identifier in known:
-        said = holdfast("check", identifier, host=host({"/etc/holdfast/holdfast.toml": CONFIG}), uid=1000)
+        said = holdfast("check", identifier, host=host({"/etc/holdfast/holdfast.toml": rebuilt}), uid=1000)
         assert said.code == 3
         assert f"sudo holdfast check {identifier}" in said.out
 

@@ -112,6 +112,25 @@ def test_what_was_done_this_week_is_not_due(night: Night) -> None:
     assert line.startswith("a rebuild of chat takes 11 min 42 s, last proven ")
 
 
+@pytest.mark.parametrize(
+    ("outcome", "trouble"),
+    [
+        ("failed", "a rebuild of chat did not work when it was rehearsed: no compiler"),
+        ("refused", "a rebuild of chat did not work when it was rehearsed: no compiler"),
+        ("stopped", ""),
+        ("interrupted", ""),
+        ("succeeded", ""),
+    ],
+)
+def test_what_did_not_work_is_trouble_until_it_does(night: Night, outcome: str, trouble: str) -> None:
+    at = night.ago(3600.0)
+    night.records = (
+        record(at, Kind.REHEARSAL, "R"), record(at, Kind.REHEARSED, "R", outcome=outcome, summary="no compiler"),
+    )  # fmt: skip
+    night.look()
+    assert night.rehearser.trouble == trouble
+
+
 def busy_with(night: Night, what: str) -> None:
     now = night.host.clock.now()
     if what == "pause":
