@@ -31,7 +31,7 @@ def test_ships_the_agreed_layout(unpacked: Path) -> None:
         "usr/share/doc/holdfast/changelog.gz",
         *(f"usr/lib/systemd/system/holdfast{name}" for name in (
             ".service", "-failed@.service", "-inspect.socket", "-inspect@.service", "-runner.socket",
-            "-runner@.service", "-recover.service",
+            "-runner@.service", "-recover.service", "-build-.service.d/walls.conf",
         )),
         *(f"usr/lib/holdfast/vendor/{name}" for name in ("common", *PYTHONS)),
         *LAUNCHERS,
