@@ -54,15 +54,21 @@ def plan(host: Host, target: Target, params: Any) -> Plan:
             Command(("sync", "--", known.releases), SYNC_S),
             Noop(f"{name} is a release"),
         ),
-        {"staging": staging, "release": place},
+        {"release": place, "made": _made(host, staging)},
     )
+
+
+def _made(host: Host, folder: str) -> Json:
+    """Which build this is: another one may come to have the same name."""
+    known = releases.release(host, folder)
+    return None if known is None else [known.sha256, known.at]
 
 
 def undo(host: Host, target: Target, params: Any, before: Mapping[str, Json]) -> Plan:
     """Not a release any more; where something serves from it, it stays."""
     known, place = recipe.of(target.settings), str(before["release"])
     name = posixpath.basename(place)
-    if not host.files.exists(place):
+    if not host.files.exists(place) or _made(host, place) != before["made"]:
         return Plan((Noop(f"{name} was not installed", untouched=True),))
     if place in releases.in_use(host) or (known is not None and releases.serving(host, known) == place):
         return Plan((Noop(f"{name} is in use, so it stays"),))

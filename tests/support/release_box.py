@@ -246,8 +246,11 @@ class _Engine(Engine):
         self._box = box
 
     def __call__(self, method: str, url: str, *, timeout_s: float, **how: Any) -> Reply:
-        if self._box.runs() == "":
+        runs = self._box.runs()
+        if runs == "":
             raise Unreachable("connection refused", kind="refused")
+        if runs.endswith(SILENT) and url.endswith("/slots"):
+            return Reply(200, json.dumps([{"id": 0, "n_ctx": 512, "is_processing": False}]).encode())
         return super().__call__(method, url, timeout_s=timeout_s, **how)
 
 
