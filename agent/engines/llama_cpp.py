@@ -35,7 +35,7 @@ COARSE_AT = 1e7
 
 
 class Rebuild(Parameters):
-    """`[engine.rebuild]`: how this box builds its llama.cpp. Everything is there offline, on a Tuesday."""
+    """How this box builds its llama.cpp: where source, releases and server are. All of it is there offline."""
 
     source: str = Field(pattern=_PATH)
     """A git repository of llama.cpp on this host, readable by the user holdfast-build; its work tree is not used."""

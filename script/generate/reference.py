@@ -8,8 +8,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import get_args
 
 from man import EXIT_CODES
+from pydantic import BaseModel
 from tree import commands
 
 from agent import config, errors, plugin, runbook
@@ -130,6 +132,18 @@ def _configuration() -> Iterator[str]:
                     *(rows if len(rows) > 2 else []),
                 ]
             yield "\n".join([f"## `{title}` {kind}", "", *rows]).rstrip()
+            for name, inner in _tables_within(model):
+                words = " ".join((inner.__doc__ or "").split())
+                inside = f"[{title.strip('[]')}.{name}]"
+                yield "\n".join([f"## `{inside}` {kind}", "", words, "", *_table(parameters(inner))])
+
+
+def _tables_within(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+    """The settings that are tables of their own."""
+    for name, field in model.model_fields.items():
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield name, kind
 
 
 def _codes() -> Iterator[str]:
