@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 from agent.model import CheckResult, Finding, Moment, Observation, Results, Status, Verdict
 from agent.plugin import Confirm, Rule
+from agent.rules._releases import way_back
 
 WITHIN_S = 600.0
 """A crash older than this says nothing about a unit that systemd has started again since."""
@@ -28,8 +29,8 @@ def diagnose(results: Results, now: Moment) -> Iterable[Finding]:
     """A unit that is down, or goes down again and again, for a reason that lies in its program."""
     for unit in results.of("engine.unit"):
         why = _why(unit, now)
-        if not why or not _down(results, unit, now):
-            continue
+        if not why or not _down(results, unit, now) or way_back(results, unit.subject, now):
+            continue  # an earlier release is put back in seconds: see release-failing
         text, meaning = why
         driver = results.one("driver.lock", "host")
         other = driver.summary if driver is not None and driver.status is Status.CRITICAL else ""
@@ -82,8 +83,8 @@ def _recent(unit: CheckResult, now: Moment) -> list[float]:
 RULE = Rule(
     id="engine-incompatible",
     title="The engine does not fit this machine",
-    reads=("engine.unit", "engine.progress", "driver.lock"),
-    explainers=("engine.unit", "engine.progress", "driver.lock"),
+    reads=("engine.unit", "engine.progress", "engine.release", "driver.lock"),
+    explainers=("engine.unit", "engine.progress", "engine.release", "driver.lock"),
     confirm=Confirm(clear_s=CLEAR_S),
     diagnose=diagnose,
     expected_in_change=True,

@@ -13,9 +13,8 @@ from collections.abc import Iterable
 
 from agent.model import CheckResult, Finding, Moment, Observation, Results, Status, Verdict
 from agent.plugin import EVENT, Rule
+from agent.rules._releases import way_back
 
-SINCE_S = 86400.0
-"""For so long after a switch a failure is first of all the release's."""
 CRASHES = 2
 CRASHES_WITHIN_S = 600.0
 """Right after a switch two crashes are a loop already: waiting for the third costs users more than going back."""
@@ -24,11 +23,9 @@ CRASHES_WITHIN_S = 600.0
 def diagnose(results: Results, now: Moment) -> Iterable[Finding]:
     """A fault of the engine that is younger than the switch to the release that serves."""
     for release in results.of("engine.release"):
+        fallback = way_back(results, release.subject, now)
         at, new = release.value("switch.at"), release.value("switch.new")
-        if at is None or release.value("switch.rollback") or new != release.value("release.path"):
-            continue
-        fallback = str(release.value("fallback") or "")
-        if not fallback or not 0 <= now.wall - float(at) < SINCE_S:
+        if not fallback:
             continue
         failing = _failing(results, release.subject, float(at), now)
         if failing is None:

@@ -105,6 +105,21 @@ def test_what_a_restart_cannot_cure_is_left_to_the_runbook_that_brings_another_p
     assert advice.command == "holdfast explain engine-incompatible"
 
 
+def test_a_page_says_what_is_missing_where_no_rebuild_is_configured() -> None:
+    advise, now = adviser()
+    advice = advise(Finding("engine-incompatible", CHAT, Status.CRITICAL, "chat does not fit this machine"), now)
+    assert advice.runbook is None
+    assert advice.decision.code == "manual", "a person is called at once"
+    assert advice.left == "chat cannot be rebuilt here: it has no [engine.rebuild]"
+    rebuild = {"source": "/opt/llama.cpp/src", "commit": "a" * 40}
+    settings = engines()["llama.cpp"].settings.model_validate(
+        {**advise.config.engines[0].model_dump(), "rebuild": rebuild}
+    )
+    advise.config = replace(advise.config, engines=(settings,))
+    advice = advise(Finding("engine-incompatible", CHAT, Status.CRITICAL, "chat does not fit this machine"), now)
+    assert (advice.runbook, advice.decision.allow) == ("rebuild-llama-cpp", True)
+
+
 def test_a_ledger_that_cannot_be_read_is_said_and_blinds_nobody() -> None:
     advise, now = adviser(records=[])
     files: Any = advise._host.files

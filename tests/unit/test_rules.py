@@ -105,6 +105,28 @@ def test_one_page_tells_of_an_engine_that_does_not_fit_the_machine(case: str) ->
     assert found[0].folded, "what else is true of it is told in the same page"
 
 
+@pytest.mark.parametrize("case", ["dead", "crashes"])
+def test_going_back_a_release_comes_before_building_another_one(case: str) -> None:
+    rows = yaml.safe_load((DATA / "release-failing" / case / "results.yaml").read_text(encoding="utf-8"))
+    unit = next(row for row in rows if row["check"] == "engine.unit")
+    unit["evidence"] |= {
+        "failure.cure": "rebuild",
+        "failure.text": "CUDA error",
+        "failure.meaning": "",
+        "unit.n_restarts": 5,
+    }
+    found = [each.id for each in diagnose(plugin.rules(), results_of(rows), NOW) if each.subject == "engine:chat"]
+    assert found == ["release-failing"]
+    unit["evidence"]["crash.times"] = [NOW.wall - 1]  # the first of a loop: no reason to begin a rebuild meanwhile
+    unit["verdict"] = "LOADING"
+    found = [each.id for each in diagnose(plugin.rules(), results_of(rows), NOW) if each.subject == "engine:chat"]
+    assert found == []
+    release = next(row for row in rows if row["check"] == "engine.release")
+    release["evidence"]["fallback"] = None
+    found = [each.id for each in diagnose(plugin.rules(), results_of(rows), NOW) if each.subject == "engine:chat"]
+    assert found == ["engine-incompatible"]
+
+
 def test_an_engine_that_does_not_fit_the_driver_names_the_driver() -> None:
     case = DATA / "engine-incompatible" / "of-another-driver" / "results.yaml"
     found = diagnose(plugin.rules(), results_of(yaml.safe_load(case.read_text(encoding="utf-8"))), NOW)
