@@ -43,7 +43,7 @@ def plan(host: Host, target: Target, params: Any) -> Plan:
         (
             Read("the source", lambda _: found.source, asked),
             Read("the tools", lambda _: found.tools, ("cmake", "--version")),
-            Read("the room", lambda _: found.room, ("df", "--human-readable", builds.CACHE, recipe.releases)),
+            Read("the room", lambda _: found.room, ("df", "--human-readable")),
             Read("what will be built", lambda _: f"can build {name}{took}{notes}", sums_up=True),
         )
     )
