@@ -160,7 +160,9 @@ def _finish(work: Work, data: Mapping[str, Json], found: Sequence[Event]) -> Res
             return execution.finish(work, Result(Outcome.SUCCEEDED, f"cut off, and proven afterwards: {seen.summary}"))
     if verify is None and whole and _worked(found, int(data.get("steps", 0)) - 1):
         return execution.finish(work, Result(Outcome.SUCCEEDED, "cut off after all its steps were done"))
-    resumes = (whole and verify is not None and stands) or _spans_reboot(found)
+    # A program that was put in its place, and runs, may only be loading yet: it is proven, and else given up.
+    replaced = replaces is not None and stands
+    resumes = (verify is not None and (replaced or (whole and stands))) or _spans_reboot(found)
     if not resumes:
         result = execution.undone(work, result, begun)
     over = result.outcome is Outcome.STOPPED or result.code == "untouched"

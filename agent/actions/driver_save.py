@@ -13,8 +13,9 @@ from typing import Any
 
 from pydantic import Field
 
-from agent.errors import FileTrouble, HostError
+from agent.errors import HostError
 from agent.host import Host, saved_driver, saving
+from agent.host.ownership import DAEMON_GROUP, has_daemon_group
 from agent.host.saved_driver import FOLDER, MANIFEST
 from agent.host.saving import CACHE, Source, Subject
 from agent.model import Risk
@@ -95,15 +96,8 @@ def _folders(host: Host, about: Subject) -> Iterator[PlanStep]:
 
 def _folder(host: Host, *places: str) -> Command:
     """Folders that root writes and the daemon may look into."""
-    owned = ("--group=holdfast",) if _has_group(host) else ()
+    owned = (f"--group={DAEMON_GROUP}",) if has_daemon_group(host.files) else ()
     return Command(("install", "--directory", f"--mode={MODE}", *owned, "--", *places), 30.0)
-
-
-def _has_group(host: Host) -> bool:
-    try:
-        return any(line.startswith("holdfast:") for line in host.files.read_text("/etc/group").splitlines())
-    except FileTrouble:
-        return False
 
 
 def _fetched(about: Subject, sources: Sequence[Source]) -> Iterator[PlanStep]:

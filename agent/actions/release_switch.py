@@ -21,7 +21,7 @@ from pydantic import Field
 from agent.actions import _restarting as restarting
 from agent.actions._proving import Users, generates
 from agent.errors import HostError
-from agent.host import Host, builds, recipe, releases, systemd
+from agent.host import Host, builds, ownership, recipe, releases, systemd
 from agent.host.recipe import Recipe
 from agent.host.releases import Switch
 from agent.model import Json, Risk
@@ -94,7 +94,7 @@ def plan(host: Host, target: Target, params: Any) -> Plan:
         Wait(there, 0.0, why=f"{new} is not there", code="no-release"),
         *keeping,
         Read("whether the release that serves generates", lambda host: seen.look(host, target, known, old)),
-        Command(("install", "--directory", "--mode=0750", "--", releases.STATE), QUICK_S),
+        Command(("install", "--directory", "--mode=0750", *_readers(host), "--", releases.STATE), QUICK_S),
         WriteFile(
             releases.state_file(known.engine),
             lambda host: _noted(host, known, Switch(old, new, host.clock.now().wall, seen.generates, back)),
@@ -140,6 +140,11 @@ def stands(host: Host, target: Target, params: Any, before: Mapping[str, Json]) 
         return False
     new = str(before["new"])
     return releases.serving(host, known) == new and releases.runs_from(host, known, target.unit, new)
+
+
+def _readers(host: Host) -> tuple[str, ...]:
+    """The daemon's group, where there is one."""
+    return (f"--group={ownership.DAEMON_GROUP}",) if ownership.has_daemon_group(host.files) else ()
 
 
 class _Seen:

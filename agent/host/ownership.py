@@ -5,11 +5,23 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterator
 
-from agent.errors import Mistake
+from agent.errors import FileTrouble, Mistake
 from agent.host import Files
 
 STICKY = 0o1000
 """In such a directory (/tmp) only an entry's own owner can rename or remove it."""
+
+
+DAEMON_GROUP = "holdfast"
+"""What the daemon may read is of this group."""
+
+
+def has_daemon_group(files: Files) -> bool:
+    """Whether this host has the daemon's group; a demo has none."""
+    try:
+        return any(line.startswith(f"{DAEMON_GROUP}:") for line in files.read_text("/etc/group").splitlines())
+    except FileTrouble:
+        return False
 
 
 def mistake(files: Files, path: str, owner: int) -> Mistake | None:
