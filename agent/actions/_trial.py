@@ -146,19 +146,33 @@ def _token(host: Host, target: Target, settings: Any, tried: Trial) -> Json:
         why = "" if canary is None else canary.detail or canary.refused
         reason = _known_failure(host, target, tried) or why
         raise HostError(f"the new llama-server generates nothing: {reason}", code="binary-silent")
-    if tried.gpu and not _on_card(host, tried):
+    seen = on_card(host, tried) if tried.gpu else None
+    if seen is False:
         words = "the new llama-server generates on the processor, although a GPU has room for it"
         raise HostError(words, code="no-gpu")
-    where = "on the GPU" if tried.gpu else f"on the processor, because {tried.why}" if tried.why else ""
+    where = (
+        "on the GPU"
+        if seen
+        else "on a device that NVML does not tell"
+        if tried.gpu
+        else f"on the processor, because {tried.why}"
+        if tried.why
+        else ""
+    )
     tried.words = f"generated a token {where}".strip()
     return {"tokens": canary.tokens, "gpu": bool(tried.gpu), "seconds": round(canary.duration_s, 3)}
 
 
-def _on_card(host: Host, tried: Trial) -> bool:
-    """Whether it holds memory of the card: by NVML's list of processes, else by what the card's use has grown."""
+def on_card(host: Host, tried: Trial) -> bool | None:
+    """Whether it holds memory of the card: by NVML's list of processes, else by what the card's use has grown.
+
+    None where NVML does not say.
+    """
     answer = nvml.ask(host, NVML_S)
+    if answer is None or answer.code != nvml.SUCCESS:
+        return None
     pid = systemd.unit_state(host, tried.unit).main_pid
-    for card in () if answer is None else answer.gpus:
+    for card in answer.gpus:
         if any(owner == pid for owner, _ in card.pids):
             return True
         if card.uuid == tried.gpu and (card.memory_used_bytes or 0) - tried.used_bytes >= SEEN_VRAM:
