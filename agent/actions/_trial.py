@@ -150,17 +150,15 @@ def _token(host: Host, target: Target, settings: Any, tried: Trial) -> Json:
     if seen is False:
         words = "the new llama-server generates on the processor, although a GPU has room for it"
         raise HostError(words, code="no-gpu")
-    where = (
-        "on the GPU"
-        if seen
-        else "on a device that NVML does not tell"
-        if tried.gpu
-        else f"on the processor, because {tried.why}"
-        if tried.why
-        else ""
-    )
-    tried.words = f"generated a token {where}".strip()
+    tried.words = f"generated a token {_where(tried, seen)}".strip()
     return {"tokens": canary.tokens, "gpu": bool(tried.gpu), "seconds": round(canary.duration_s, 3)}
+
+
+def _where(tried: Trial, seen: bool | None) -> str:
+    """Where the token was made, in words; "" for a build that knows only the processor."""
+    if tried.gpu:
+        return "on the GPU" if seen else "on a device that NVML does not tell"
+    return f"on the processor, because {tried.why}" if tried.why else ""
 
 
 def on_card(host: Host, tried: Trial) -> bool | None:

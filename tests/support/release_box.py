@@ -55,6 +55,8 @@ class Box(World):
         self.install = install
         self.full: Callable[[str], bool] = lambda words: False
         """Whether a command that makes something finds no room."""
+        self.ready_at = 0.0
+        """Until when the engine loads its model, Unix seconds."""
         text = self._text("etc/holdfast/holdfast.toml") + REBUILD
         text += f'install = "copy"\nbinary = "{BINARY}"\n' if install == "copy" else ""
         self.write("etc/holdfast/holdfast.toml", text)
@@ -249,6 +251,8 @@ class _Engine(Engine):
         runs = self._box.runs()
         if runs == "":
             raise Unreachable("connection refused", kind="refused")
+        if self._box.clock.now().wall < self._box.ready_at:
+            return Reply(503, json.dumps({"error": {"message": "Loading model"}}).encode())
         if runs.endswith(SILENT) and url.endswith("/slots"):
             return Reply(200, json.dumps([{"id": 0, "n_ctx": 512, "is_processing": False}]).encode())
         return super().__call__(method, url, timeout_s=timeout_s, **how)

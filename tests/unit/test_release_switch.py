@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.host import releases
+from agent import plugin, steps
+from agent.host import Reply, releases
+from agent.plugin import Target
+from tests.support.fake_host import FakeHost, in_turn, systemctl_show
 from tests.support.release_box import (
     BINARY,
     COMMIT_A,
@@ -181,6 +184,28 @@ def test_a_release_that_serves_although_nobody_noted_it_is_noted_by_the_next_swi
     assert set(cut.remembered()["proven"]) == {A, B}
 
 
+def test_after_a_power_cut_a_new_release_that_is_still_loading_is_waited_for(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    cut = cut_off(box, box.rebuild, f"mv --force --no-target-directory -- /opt/llama.cpp/.current.new {CURRENT}")
+    cut.rebooted()
+    cut.ready_at = cut.clock.now().wall + 200
+    starts = cut.systemd.state()["starts"]
+    cut = cut.recovered()
+    assert serves(cut) == "b good"
+    assert cut.outcomes() == ["succeeded"]
+    assert cut.systemd.state()["starts"] == starts
+
+
+def test_and_one_that_never_gets_ready_is_given_up(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    cut = cut_off(box, box.rebuild, f"mv --force --no-target-directory -- /opt/llama.cpp/.current.new {CURRENT}")
+    cut.rebooted()
+    cut.ready_at = cut.clock.now().wall + 1e6
+    cut = cut.recovered()
+    assert serves(cut) == "a good"
+    assert cut.outcomes() == ["undone"]
+
+
 # --- other hands --------------------------------------------------------------------------------------------
 
 
@@ -306,3 +331,20 @@ def test_the_commit_of_a_release_is_read_from_its_provenance(tmp_path: Path) -> 
     box = Box(tmp_path)
     found = releases.releases(box.host(), box.recipe())
     assert [each.commit for each in found] == [COMMIT_A]
+
+
+# --- proving ------------------------------------------------------------------------------------------------
+
+
+def test_an_engine_that_systemd_starts_again_meanwhile_is_not_waited_for() -> None:
+    shown = [systemctl_show("chat.service", NRestarts=number) for number in (3, 3, 3, 3, 4)]
+    loading = Reply(503, b'{"error": {"message": "Loading model"}}')
+    host = FakeHost.build(
+        commands={("systemctl", "show", "*", "--", "chat.service"): in_turn(*shown)},
+        http={"http://127.0.0.1:8080/props": loading},
+    )
+    kind, action = plugin.engines()["llama.cpp"], plugin.actions()["engine.prove"]
+    told = {"name": "chat", "kind": "llama.cpp", "url": "http://127.0.0.1:8080", "unit": "chat.service"}
+    target = Target("engine:chat", action.params(), 0.0, kind, kind.settings.model_validate(told))
+    with pytest.raises(steps.StepFailed, match=r"chat\.service crashed, and systemd starts it again$"):
+        steps.Performer(host).perform(action.plan(host, target, target.params))
