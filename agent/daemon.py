@@ -452,6 +452,7 @@ class Daemon:
             loop_lag_s=self._lag_s,
             last_token_at={name: at for name, at in self._tokens.items() if self._config.engine(name)},
             paused=ledger.paused(self._adviser.records(), self._host.clock.now()) is not None,
+            rehearsals=self._rehearser.proven,
             in_flight=in_flight.in_flight(self._host, self._adviser.records(), self._host.clock.now()),
         )
 

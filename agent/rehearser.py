@@ -17,6 +17,7 @@ from agent.host import Host, build_unit, changes
 from agent.ledger import Record
 from agent.model import CheckResult, Incident, Moment, Outcome, Phase, Urgency, Verdict
 from agent.protocol import Request
+from agent.rehearsals import Known
 from agent.runbook import Runbook, Runbooks
 from agent.views import rehearsed, texts
 
@@ -32,12 +33,14 @@ class Rehearser:
     """Decides when to rehearse what. `tick` is called often, from one thread; it reads the clock's moments it is given.
 
     lines: what is said of each rehearsal that is possible here, for the status page; None before the first look.
+    proven: when each last succeeded (Unix seconds) and how long it took (seconds), by (runbook, subject).
     trouble: what did not work when it was rehearsed last, "" when everything did.
     """
 
     def __init__(self, host: Host, new_id: Callable[[], str], began: Moment) -> None:
         self.lines: tuple[str, ...] | None = None
         self.trouble = ""
+        self.proven: dict[tuple[str, str], tuple[float, float | None]] = {}
         self._host = host
         self._new_id = new_id
         self._looked = began
@@ -57,9 +60,17 @@ class Rehearser:
             return None
         self._looked = now
         wanted = self._wanted(now, config, books, records, tuple(results), tuple(incidents))
-        self.lines = tuple(self._line(book, subject, records, now) for book, subject in _possible(config, books))
-        failed = (_failure(book, subject, records) for book, subject in _possible(config, books))
-        self.trouble = "; ".join(filter(None, failed))
+        seen = [
+            (book, subject, rehearsals.known(records, book.id, subject))
+            for book, subject in rehearsals.possible(config, books)
+        ]
+        self.lines = tuple(self._line(book, subject, known, now) for book, subject, known in seen)
+        self.trouble = "; ".join(filter(None, (_failure(*each) for each in seen)))
+        self.proven = {
+            (book.id, subject): (known.proven.at.wall, known.took_s)
+            for book, subject, known in seen
+            if known.proven is not None
+        }
         if wanted is None:
             return None
         book, subject = wanted
@@ -77,7 +88,7 @@ class Rehearser:
     ) -> tuple[Runbook, str] | None:
         if not config.rehearsal.by_itself or not rehearsals.quiet(config.rehearsal.quiet, now.wall):
             return None
-        for book, subject in _possible(config, books):
+        for book, subject in rehearsals.possible(config, books):
             if not rehearsals.due(records, book, subject, now):
                 continue
             why = self._busy(now, records) or at_work(results, incidents)
@@ -104,8 +115,7 @@ class Rehearser:
             return f"nobody can tell how much memory is free: {error.message}"
         return f"only {free} MiB of memory are free" if free < MEMORY_FREE_MIB else ""
 
-    def _line(self, book: Runbook, subject: str, records: Sequence[Record], now: Moment) -> str:
-        known = rehearsals.known(records, book.id, subject)
+    def _line(self, book: Runbook, subject: str, known: Known, now: Moment) -> str:
         line = rehearsed.words(book, subject, known, now)
         skipped = self._skipped.get((book.id, subject))
         if skipped is None or (known.last is not None and known.last.at.wall > skipped[0].wall):
@@ -131,13 +141,8 @@ def at_work(results: Iterable[CheckResult], incidents: Iterable[Incident]) -> st
     return ""
 
 
-def _failure(book: Runbook, subject: str, records: Sequence[Record]) -> str:
+def _failure(book: Runbook, subject: str, known: Known) -> str:
     """What went wrong the last time, "" when it went well, never was tried, or had to make room."""
-    known = rehearsals.known(records, book.id, subject)
     if known.last is None or known.last.outcome not in (Outcome.FAILED, Outcome.REFUSED):
         return ""
     return f"{rehearsed.noun(book, subject)} did not work when it was rehearsed: {known.said}"
-
-
-def _possible(config: Config, books: Runbooks) -> list[tuple[Runbook, str]]:
-    return list(rehearsals.possible(config, books))

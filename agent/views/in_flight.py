@@ -6,6 +6,7 @@ What a step said last is carried on to now: it has taken longer since, and less 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from agent import ledger, transcript
 from agent.errors import FileTrouble
@@ -17,7 +18,7 @@ from agent.views.texts import InFlightLine
 
 
 def in_flight(host: Host, records: Sequence[Record], now: Moment) -> tuple[InFlightLine, ...]:
-    """Every run that has begun and not ended, as far as the caller may read its transcript. Never raises."""
+    """Every run and rehearsal that has no end yet, as far as the caller may read its transcript. Never raises."""
     found = []
     for attempt in ledger.open_attempts(records, now):
         try:
@@ -25,9 +26,8 @@ def in_flight(host: Host, records: Sequence[Record], now: Moment) -> tuple[InFli
         except FileTrouble:
             events = ()
         if transcript.ended(events) is None:
-            found.append(
-                standing(InFlightLine(attempt.run, attempt.runbook, attempt.subject, attempt.at.wall), events, now)
-            )
+            line = InFlightLine(attempt.run, attempt.runbook, attempt.subject, attempt.at.wall)
+            found.append(replace(standing(line, events, now), rehearsal=attempt.rehearsal))
     return tuple(found)
 
 

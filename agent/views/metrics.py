@@ -34,7 +34,8 @@ class Snapshot:
     checks: (check, subject, status). engines: (name, verdict). incidents_open: how many, by urgency.
     runs: how many ended, by (runbook, outcome), since the ledger began. outbox_depth: alerts not yet accepted, by
     receiver. loop_lag_s: how late the last tick was. last_token_at: Unix seconds of the last proven token, by engine.
-    in_flight: the runs that have not ended.
+    in_flight: the runs that have not ended. rehearsals: when each last succeeded, Unix seconds, and how long it took,
+    seconds, by (runbook, subject).
     """
 
     version: str = ""
@@ -51,6 +52,7 @@ class Snapshot:
     last_token_at: Mapping[str, float] = field(default_factory=dict)
     paused: bool = False
     in_flight: tuple[InFlightLine, ...] = ()
+    rehearsals: Mapping[tuple[str, str], tuple[float, float | None]] = field(default_factory=dict)
 
 
 def exposition(snapshot: Snapshot) -> bytes:
@@ -120,7 +122,7 @@ def _families(now: Snapshot) -> Iterator[Metric]:
     for (runbook, outcome), count in now.runs.items():
         runs.add_metric((runbook, outcome), count)
     yield runs
-    going = [((each.runbook, each.subject), each) for each in now.in_flight]
+    going = [((each.runbook, each.subject), each) for each in now.in_flight if not each.rehearsal]
     yield _gauge(
         "holdfast_run_step",
         "The step that a run in flight is at, 1 for the first; absent when none is in flight.",
@@ -138,6 +140,18 @@ def _families(now: Snapshot) -> Iterator[Metric]:
         "How long that step will still take, learnt from earlier runs; absent when nobody can tell.",
         ("runbook", "subject"),
         [(labels, each.remaining_s) for labels, each in going if each.remaining_s is not None],
+    )
+    yield _gauge(
+        "holdfast_rehearsal_proven_timestamp_seconds",
+        "When a rehearsal of the runbook last succeeded, Unix time; absent when none ever did.",
+        ("runbook", "subject"),
+        [(labels, at) for labels, (at, _) in now.rehearsals.items()],
+    )
+    yield _gauge(
+        "holdfast_rehearsal_duration_seconds",
+        "How long the steps of that rehearsal took.",
+        ("runbook", "subject"),
+        [(labels, took_s) for labels, (_, took_s) in now.rehearsals.items() if took_s is not None],
     )
     yield _gauge(
         "holdfast_outbox_depth",

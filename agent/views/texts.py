@@ -89,7 +89,7 @@ class InFlightLine:
 
     step: 1 for the first, 0 before it; steps: how many there are, 0 when that is not known. name: the step's own, or
     what the run does besides steps. text: what it said last. elapsed_s: of the step. remaining_s: of the step, None
-    when nobody can tell.
+    when nobody can tell. rehearsal: nothing that serves is touched.
     """
 
     id: str
@@ -103,6 +103,7 @@ class InFlightLine:
     percent: float | None = None
     elapsed_s: float | None = None
     remaining_s: float | None = None
+    rehearsal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,7 +324,8 @@ def _foot(page: StatusPage, width: int) -> list[str]:
 def in_flight_words(run: InFlightLine) -> str:
     """How far a run is, in one line: "rebuild on engine:chat, step 3/9: Build, 42 %, for 5 min, about 7 min left"."""
     place = f", step {run.step}{f'/{run.steps}' if run.steps else ''}" if run.step else ""
-    words = [f"{run.runbook} on {run.subject}{place}{f': {run.name}' if run.name else ''}"]
+    what = f"rehearsal of {run.runbook}" if run.rehearsal else run.runbook
+    words = [f"{what} on {run.subject}{place}{f': {run.name}' if run.name else ''}"]
     words += [f"{run.text}{'' if run.percent is None else f' {run.percent:.0f} %'}".strip()]
     words += [f"for {duration(run.elapsed_s)}"] if run.elapsed_s is not None else []
     words += [f"about {about(run.remaining_s)} left"] if run.remaining_s is not None else []

@@ -16,6 +16,8 @@ from agent.host.changes import Change
 from agent.ledger import Kind
 from agent.model import Moment, Outcome
 from agent.protocol import Event
+from agent.views import texts
+from agent.views.in_flight import in_flight
 from tests.support import lab
 from tests.support.world import DAEMON_UID, OPERATOR_UID, READER_UID, SUBJECT, Killed, World, ended, refused
 
@@ -250,6 +252,13 @@ def test_a_repair_of_another_engine_ends_it_too(world: World, going: Callable[[]
     world.ask(world.request(subject="engine:embed"))
     other.thread.join()
     assert ended(other.events)["outcome"] == "stopped"
+
+
+def test_a_rehearsal_in_flight_is_told_as_one(world: World, going: Callable[[], Going]) -> None:
+    going()
+    host = world.host()
+    (line,) = in_flight(host, ledger.read(host).records, host.clock.now())
+    assert texts.in_flight_words(line).startswith("rehearsal of rebuild-lab on engine:chat, step 1/3: Build")
 
 
 def test_a_repair_that_would_be_refused_ends_nothing(world: World, going: Callable[[], Going]) -> None:

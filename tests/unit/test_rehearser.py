@@ -110,6 +110,7 @@ def test_what_was_done_this_week_is_not_due(night: Night) -> None:
     assert night.look() is None
     (line,) = night.rehearser.lines or ()
     assert line.startswith("a rebuild of chat takes 11 min 42 s, last proven ")
+    assert night.rehearser.proven == {("rebuild-lab", SUBJECT): (at.wall, 702.0)}
 
 
 @pytest.mark.parametrize(

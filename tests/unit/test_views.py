@@ -86,7 +86,9 @@ def test_the_metrics_have_the_names_that_were_promised() -> None:
             in_flight=(
                 InFlightLine("01J", "rebuild", "engine:chat", 0.0, 3, 9, "Build", "compiling", 42.0, 300.0, 420.0),
                 InFlightLine("01K", "hold", "host", 0.0),
+                InFlightLine("01L", "restore", "host", 0.0, 2, 3, rehearsal=True),
             ),
+            rehearsals={("rebuild", "engine:chat"): (1_800_000_000.0, 702.0), ("restore", "host"): (1.0, None)},
         )
     )
     chat = (("runbook", "rebuild"), ("subject", "engine:chat"))
@@ -94,6 +96,11 @@ def test_the_metrics_have_the_names_that_were_promised() -> None:
     assert now["holdfast_run_step_progress_ratio", chat] == 0.42
     assert now["holdfast_run_step_remaining_seconds", chat] == 420
     assert ("holdfast_run_step_progress_ratio", (("runbook", "hold"), ("subject", "host"))) not in now
+    restore = (("runbook", "restore"), ("subject", "host"))
+    assert ("holdfast_run_step", restore) not in now, "a rehearsal is no run that anybody waits for"
+    assert now["holdfast_rehearsal_proven_timestamp_seconds", chat] == 1_800_000_000
+    assert now["holdfast_rehearsal_duration_seconds", chat] == 702
+    assert ("holdfast_rehearsal_duration_seconds", restore) not in now
     assert now["holdfast_driver_info", (("locked", "550.54.15"), ("running", "580.178.04"))] == 1
     assert now["holdfast_driver_matches_lock", ()] == 0
     assert now["holdfast_check_status", (("check", "host.disk"), ("subject", "host"))] == 1
