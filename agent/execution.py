@@ -400,6 +400,21 @@ def stand(work: Work, begun: Sequence[Begun]) -> bool:
     return True
 
 
+def settle(work: Work, begun: Sequence[Begun]) -> None:
+    """Do what is left of a run that was cut off and has succeeded. What cannot be done is told, and is no failure."""
+    for each in begun:
+        action = plugin.actions().get(each.step.use)
+        if action is None or action.settle is None or each.before is None:
+            continue
+        try:
+            target = _target(work, action, each.parameters, f"step {each.step.name!r}")
+            plan = action.settle(work.host, target, target.params, each.before)
+            said = _performer(work, lambda: None, each.index).perform(plan).summary
+        except HoldfastError as error:
+            said = f"not all of it could be done: {error.message}"
+        work.transcript.write("progress", step=each.index, text=f"what was left to do: {said}"[:200])
+
+
 def undone(work: Work, result: Result, begun: Sequence[Begun]) -> Result:
     """Undo the steps that began, last first, each planned from fresh facts. Never raises for what the machine does.
 

@@ -366,6 +366,8 @@ class Action:
     a unit that systemd keeps starting in vain is no reason to wait.
     stands: whether what this step was for is true now, told from its `before`. A run that was cut off has not succeeded
     while one of its steps does not stand, however well the engine serves. None: the run's own proof says it all.
+    settle: planned from `before` when a cut-off run was judged a success, to do what the steps after this one would
+    have done; best effort.
     """
 
     id: str
@@ -377,6 +379,7 @@ class Action:
     unfit: Callable[[Any], str] | None = None
     replaces_program: bool = False
     stands: Callable[[Host, Target, Any, Mapping[str, Json]], bool] | None = None
+    settle: Callable[[Host, Target, Any, Mapping[str, Json]], Plan] | None = None
 
 
 # --- receivers -----------------------------------------------------------------------------------------------

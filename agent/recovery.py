@@ -157,6 +157,7 @@ def _finish(work: Work, data: Mapping[str, Json], found: Sequence[Event]) -> Res
         seen = execution.look(work, verify)
         if seen is not None and execution.proves(seen) and not execution.unproven(work, verify):
             work.transcript.write("verified", check=verify.check, summary=seen.summary)
+            execution.settle(work, begun)
             return execution.finish(work, Result(Outcome.SUCCEEDED, f"cut off, and proven afterwards: {seen.summary}"))
     if verify is None and whole and _worked(found, int(data.get("steps", 0)) - 1):
         return execution.finish(work, Result(Outcome.SUCCEEDED, "cut off after all its steps were done"))
@@ -180,6 +181,8 @@ def _finish(work: Work, data: Mapping[str, Json], found: Sequence[Event]) -> Res
         # What serves well again after an undo is not what the run was for.
         kept = result if proven and not resumes and not execution.stand(work, begun) else proof
         result = replace(kept, summary=summary)
+    if result.outcome is Outcome.SUCCEEDED:
+        execution.settle(work, begun)
     return execution.finish(work, result)
 
 

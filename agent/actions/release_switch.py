@@ -19,6 +19,7 @@ from typing import Any
 from pydantic import Field
 
 from agent.actions import _restarting as restarting
+from agent.actions import release_keep
 from agent.actions._proving import Users, generates
 from agent.errors import HostError
 from agent.host import Host, builds, ownership, recipe, releases, systemd
@@ -145,6 +146,11 @@ def stands(host: Host, target: Target, params: Any, before: Mapping[str, Json]) 
 def _readers(host: Host) -> tuple[str, ...]:
     """The daemon's group, where there is one."""
     return (f"--group={ownership.DAEMON_GROUP}",) if ownership.has_daemon_group(host.files) else ()
+
+
+def settle(host: Host, target: Target, params: Any, before: Mapping[str, Json]) -> Plan:
+    """What release.keep does."""
+    return release_keep.plan(host, target, release_keep.ReleaseKeepParameters(engine=params.engine))
 
 
 class _Seen:
@@ -297,4 +303,5 @@ ACTION = Action(
     unfit=recipe.unfit,
     replaces_program=True,
     stands=stands,
+    settle=settle,
 )

@@ -154,6 +154,9 @@ class Box(World):
             return self._sha256(words)
         if words[0] == "sync":
             return Completed(words, 0, "", "", 0.0)
+        if words[0] == "rm":
+            within = how.get("cwd") or ""
+            words = ("rm", *(word if word[0] in "-/" else f"{within}/{word}" for word in words[1:]))
         player = getattr(self, f"_play_{words[0]}")
         if words[0] != "rm" and self.full(" ".join(words)):
             return Completed(words, 1, "", f"{words[0]}: No space left on device", 0.0)

@@ -174,13 +174,27 @@ def test_a_run_that_is_cut_before_the_switch_is_no_success_although_the_engine_s
     assert not cut.at(B).exists()
 
 
-def test_a_release_that_serves_although_nobody_noted_it_is_noted_by_the_next_switch(tmp_path: Path) -> None:
+def test_what_a_cut_left_undone_of_a_success_is_done_by_recovery(tmp_path: Path) -> None:
     box = Box(tmp_path)
-    cut = cut_off(box, box.rebuild, "stops/chat.service.json", times=3).recovered()
+    box.write("var/cache/holdfast-build/chat/work/build/object.o", "")
+    cut = cut_off(box, box.rebuild, "stops/chat.service.json", times=3)
+    assert set(cut.remembered()["proven"]) == {A}
+    cut = cut.recovered()
     assert serves(cut) == "b good"
     assert cut.outcomes() == ["succeeded"]
-    assert set(cut.remembered()["proven"]) == {A}
-    assert cut.rollback()["outcome"] == "succeeded"
+    assert set(cut.remembered()["proven"]) == {A, B}
+    assert cut.remembered()["switch"]["settled"]
+    assert not cut.at("/var/cache/holdfast-build/chat/work/build").exists()
+    assert not os.path.lexists(cut.at("/opt/llama.cpp/.current.back"))
+
+
+def test_tidying_that_fails_after_a_cut_takes_nothing_from_the_success(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    cut = cut_off(box, box.rebuild, "stops/chat.service.json", times=3)
+    cut.at("/opt/llama.cpp/.current.back").unlink()
+    cut.at("/opt/llama.cpp/.current.back").mkdir()
+    cut = cut.recovered()
+    assert cut.outcomes() == ["succeeded"]
     assert set(cut.remembered()["proven"]) == {A, B}
 
 
