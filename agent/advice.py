@@ -9,16 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from agent import facts, ledger, plugin
+from agent import facts, ledger, plugin, transcript
 from agent.config import Config
 from agent.decide import Caller, DecisionFacts, UnitFacts, decide
 from agent.errors import FileTrouble
 from agent.host import Host, changes
 from agent.messages import Advice
-from agent.model import CheckResult, Decision, Finding, Moment
+from agent.model import CheckResult, Decision, Finding, Moment, Outcome, Risk
 from agent.runbook import Runbook, Runbooks
 
 BUSY_STATES = ("activating", "deactivating", "reloading")
+JUST_OVER_S = 2.0
+"""A look that was taken during a run may arrive this long after it."""
+SILENT_S = 900.0
+"""A step that may cost the service says something at least this often: loading a model is its longest wait."""
 
 
 def _unready(host: Host, use: str) -> str:
@@ -61,6 +65,41 @@ class Adviser:
             return ()
         self.unreadable = ""
         return self._records
+
+    def disturbed(self, now: Moment) -> frozenset[str]:
+        """Engines that a run, whoever began it, is just taking down and up again, or was a moment ago.
+
+        What is seen of them meanwhile says nothing of them. A run that only builds or looks beside an engine does not
+        count: that is watched as ever.
+        """
+        found: set[str] = set()
+        for attempt in ledger.attempts(self.records()):
+            if not attempt.subject.startswith("engine:"):
+                continue
+            if attempt.ended_at is not None:
+                over_s = now.since(attempt.ended_at) if attempt.ended_at.boot_id == now.boot_id else JUST_OVER_S
+                if attempt.outcome is not Outcome.REFUSED and over_s < JUST_OVER_S:
+                    found.add(attempt.subject)
+            elif self._takes_down(attempt.run, now):
+                found.add(attempt.subject)
+        return frozenset(found)
+
+    def _takes_down(self, run: str, now: Moment) -> bool:
+        """Whether a run without an outcome stands in a step that may cost the service, or undoes one."""
+        try:
+            events = transcript.events(self._host, run)
+        except FileTrouble:
+            return False
+        if not events or now.wall - events[-1].at > SILENT_S:
+            return False  # it was cut off, and nobody has finished it: that must not blind anybody
+        risky = undoing = False
+        for event in events:
+            if event.event == "step_started":
+                action = plugin.actions().get(str(event.data.get("use")))
+                risky, undoing = action is not None and action.risk is not Risk.NONE, False
+            elif event.event == "step_ended":
+                risky, undoing = False, event.data.get("ok") is not True
+        return risky or undoing
 
     def __call__(self, finding: Finding, now: Moment) -> Advice:
         """The runbook for this finding, and whether it may run now."""

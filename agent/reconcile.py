@@ -101,6 +101,7 @@ class Reconciler:
         enqueue: Enqueue,
         prefix: str,
         new_id: Callable[[], str],
+        disturbed: Callable[[Moment], frozenset[str]] = lambda _: frozenset(),
     ) -> None:
         self.config = config
         self.store = store
@@ -114,6 +115,8 @@ class Reconciler:
         self._enqueue = enqueue
         self._prefix = prefix
         self._new_id = new_id
+        self._find_disturbed = disturbed
+        self._disturbed: frozenset[str] = frozenset()
         self._suspicions: dict[machine.Key, _Suspicion] = {}
         self._settling: dict[str, _Settling] = {}
         self._asked: set[str] = set()
@@ -253,7 +256,7 @@ class Reconciler:
     # one step
 
     def _step(self, now: Moment, incidents: list[Incident], told: list[tuple[Incident, Transition]]) -> list[Effect]:
-        effects: list[Effect] = []
+        effects = self._look_for_other_runs(now)
         self._forget_stale(now)
         self._settled(now)
         findings = diagnose(plugin.rules(), Results(self.results), now)
@@ -314,10 +317,18 @@ class Reconciler:
             each is not None and (each.status is Status.UNKNOWN or each.verdict is Verdict.LOADING) for each in seen
         )
 
+    def _look_for_other_runs(self, now: Moment) -> list[Effect]:
+        """A run that somebody else began may be taking a subject down; once it is over, that is looked at again."""
+        acting = {each.subject for each in self.incidents.values() if each.phase is Phase.ACTING}
+        before, self._disturbed = self._disturbed, self._find_disturbed(now) - acting
+        return [
+            effect for subject in sorted(before - self._disturbed - acting) for effect in self._settle(subject, now)
+        ]
+
     def _held(self) -> frozenset[str]:
         """Subjects with a run in flight, or whose checks have not all answered since one ended or since we began."""
         acting = {each.subject for each in self.incidents.values() if each.phase is Phase.ACTING}
-        return frozenset(acting | set(self._settling))
+        return frozenset(acting | self._disturbed | set(self._settling))
 
     def _settled(self, now: Moment) -> None:
         """Subjects whose checks have answered are free again. An answer that does not come is none: UNKNOWN."""

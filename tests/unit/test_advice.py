@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from agent import ledger, runbook
-from agent.advice import Adviser
+from agent import ledger, runbook, transcript
+from agent.advice import JUST_OVER_S, SILENT_S, Adviser
 from agent.config import AutonomySettings, Config
 from agent.errors import FileTrouble
 from agent.host import changes
@@ -19,6 +19,7 @@ from agent.model import Autonomy, CheckResult, Finding, Moment, Observation, Sta
 from agent.plugin import engines
 from agent.runbook import Runbooks
 from tests.support import lab
+from tests.support.cli import tree
 from tests.support.fake_host import FakeHost
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -174,3 +175,69 @@ def test_what_was_never_planned_stays_loud_during_a_change() -> None:
     armed = Finding("reboot-will-break", "host", Status.CRITICAL, "reboots in 5 h", never_planned=True)
     assert advise(armed, now).decision.code == "manual"
     assert advise(replace(armed, never_planned=False), now).decision.code == "change-open"
+
+
+RUN = "01JD3Z5W8Q0000000000000000"
+
+
+def with_a_run(root: Path, subject: str = CHAT) -> tuple[Adviser, Any]:
+    """An adviser on a host whose ledger, in a folder, has the attempt of a run; and that host."""
+    advise, _ = adviser()
+    for name in ("locks", "runs"):
+        (root / ledger.DIRECTORY.lstrip("/") / name).mkdir(parents=True)
+    host = tree(root)
+    advise._host = host
+    about = {"runbook": "rebuild-llama-cpp", "subject": subject, "risk": "service"}
+    ledger.append(host, ledger.Kind.ATTEMPT, RUN, about)
+    return advise, host
+
+
+def disturbed_after(
+    root: Path, *events: tuple[str, dict[str, object]], silent_s: float = 0.0, subject: str = CHAT
+) -> bool:
+    """Whether the engine counts as being taken down when a run's transcript says this, and nothing for some seconds."""
+    advise, host = with_a_run(root, subject)
+    told = transcript.Transcript(host, RUN, lambda _: None)
+    for name, data in events:
+        told.write(name, **data)
+    host.clock.advance(silent_s)
+    return CHAT in advise.disturbed(host.clock.now())
+
+
+BUILDING: tuple[str, dict[str, object]] = ("step_started", {"step": 2, "name": "Build", "use": "build.compile"})
+RESTARTING: tuple[str, dict[str, object]] = ("step_started", {"step": 6, "name": "Restart", "use": "engine.restart"})
+DONE: tuple[str, dict[str, object]] = ("step_ended", {"step": 6, "name": "Restart", "ok": True})
+FAILED: tuple[str, dict[str, object]] = ("step_ended", {"step": 6, "name": "Restart", "ok": False})
+
+
+@pytest.mark.parametrize(
+    ("events", "disturbed"),
+    [
+        ((RESTARTING,), True),
+        ((BUILDING, RESTARTING), True),
+        ((RESTARTING, FAILED), True),  # its undo follows
+        ((BUILDING,), False),  # what is built beside it does not hide that it dies
+        ((RESTARTING, DONE), False),
+        ((), False),
+    ],
+)
+def test_an_engine_is_disturbed_while_a_run_restarts_it_or_undoes_that(
+    tmp_path: Path, events: tuple[tuple[str, dict[str, object]], ...], disturbed: bool
+) -> None:
+    assert disturbed_after(tmp_path, *events) is disturbed
+
+
+def test_a_run_that_was_cut_off_and_never_finished_blinds_nobody_for_long(tmp_path: Path) -> None:
+    assert not disturbed_after(tmp_path, RESTARTING, silent_s=SILENT_S + 1)
+
+
+def test_the_host_is_watched_whatever_runs_on_it(tmp_path: Path) -> None:
+    assert not disturbed_after(tmp_path, RESTARTING, subject="host")
+
+
+def test_a_look_from_during_a_run_may_arrive_just_after_it(tmp_path: Path) -> None:
+    advise, host = with_a_run(tmp_path)
+    ledger.append(host, ledger.Kind.OUTCOME, RUN, {"outcome": "succeeded", "subject": CHAT, "signature": ""})
+    assert advise.disturbed(host.clock.now()) == {CHAT}
+    host.clock.advance(JUST_OVER_S + 0.1)
+    assert advise.disturbed(host.clock.now()) == frozenset()

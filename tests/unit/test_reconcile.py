@@ -42,7 +42,7 @@ from agent.model import (
     Verdict,
 )
 from agent.protocol import Request
-from agent.reconcile import EXPLAIN_S, ON_DEMAND_S, Reconciler
+from agent.reconcile import EXPLAIN_S, ON_DEMAND_S, SETTLE_S, Reconciler
 from agent.store import Store, open_store
 
 CHAT = "engine:chat"
@@ -79,6 +79,7 @@ class Scene:
         self.store = store
         self.decision = ALLOWED
         self.runbook: str | None = "restart-engine"
+        self.disturbed: frozenset[str] = frozenset()
         self.told: list[tuple[str, str, Urgency]] = []
         self._ids = itertools.count(1)
         self.loop = self.fresh()
@@ -92,6 +93,7 @@ class Scene:
             enqueue=self._enqueue,
             prefix="holdfast/0123abcd",
             new_id=self._new_id,
+            disturbed=lambda _: self.disturbed,
         )
 
     def _new_id(self) -> str:
@@ -201,6 +203,35 @@ def test_old_results_cannot_resolve_what_a_run_has_just_touched(scene: Scene) ->
     scene.send(ended(request, Outcome.SUCCEEDED), after=3)
     scene.result("engine.unit", Verdict.READY, after=0.1)
     assert "resolved" not in scene.kinds()
+
+
+def test_an_engine_that_another_run_is_restarting_is_not_dead(scene: Scene) -> None:
+    scene.disturbed = frozenset({CHAT})
+    scene.result("engine.unit", Verdict.DEAD)
+    scene.explain()
+    scene.send(Tick(), after=EXPLAIN_S + 1)
+    scene.result("engine.unit", Verdict.READY)
+    scene.result("engine.unit", Verdict.DEAD)
+    assert scene.kinds() == []
+    scene.disturbed = frozenset()
+    due = {effect.check for effect in scene.send(Tick(), after=1) if isinstance(effect, CheckNow)}
+    assert {"engine.unit", "engine.progress", "engine.alive"} <= due
+    for check in ("engine.unit", "engine.progress", "engine.alive"):
+        scene.result(check, Verdict.READY, after=0.1)
+    scene.send(Tick(), after=SETTLE_S + 1)
+    assert scene.kinds() == []
+
+
+def test_an_engine_that_another_run_has_left_dead_is_told_once_that_is_over(scene: Scene) -> None:
+    scene.disturbed = frozenset({CHAT})
+    scene.result("engine.unit", Verdict.DEAD)
+    scene.disturbed = frozenset()
+    scene.send(Tick(), after=1)
+    for check in ("engine.progress", "engine.alive", "engine.unit"):
+        scene.result(check, Verdict.DEAD, after=0.1)
+    scene.send(Tick(), after=SETTLE_S + 1)
+    scene.explain()
+    assert scene.kinds() == ["opened", "acting"]
 
 
 def test_a_spent_budget_hands_over_to_a_person_once(scene: Scene) -> None:
