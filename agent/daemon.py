@@ -125,6 +125,7 @@ class Daemon:
             enqueue=self._courier.alerts,
             prefix=last_words.prefix(host),
             new_id=lambda: str(ULID()),
+            disturbed=self._adviser.disturbed,
         )
         self._lookout = Lookout(host, lambda result: self._news.put(ResultArrived(result)), self._observe)
         self._rehearser = Rehearser(host, lambda: str(ULID()), host.clock.now())
