@@ -30,6 +30,8 @@ GROWTH = 1.25
 """How much more than last time a build may take."""
 RESERVE_MIB = 256
 """What stays free on the disk."""
+LINKS_FOLLOWED = 64
+"""So many parts of a path are looked at, links included; the kernel gives up after 40 links."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,12 +213,38 @@ def _unit(host: Host, recipe: Recipe, unit: str | None) -> Iterator[str]:
 
 
 def _is_ours(host: Host, recipe: Recipe, program: str, state: systemd.UnitState) -> bool:
-    """Whether the unit runs the file that a rebuild replaces: by its own words, or by what really runs (a wrapper)."""
+    """Whether the unit runs the file that a rebuild replaces: by its own words, or by what really runs (a wrapper).
+
+    A unit that names one release itself runs that one for ever, wherever the link leads, today to the same one.
+    """
     names = {recipe.server, _real(host, recipe.server)} - {""}
-    if {program, _real(host, program)} & names:
+    if recipe.install == "copy" and {program, _real(host, program)} & names:
         return True
+    if recipe.install == "link" and (program == recipe.server or _leads_over(host, program, recipe.current)):
+        return True
+    if recipe.install == "link" and _real(host, program).startswith(f"{_real(host, recipe.releases)}/"):
+        return False
     pids = process.cgroup_pids(host, state.control_group) if state.control_group else ()
     return any(_running(host, pid) in names for pid in pids)
+
+
+def _leads_over(host: Host, path: str, link: str) -> bool:
+    """Whether a path leads over this link, by its own words or through other links."""
+    names = {link, f"{_real(host, posixpath.dirname(link))}/{posixpath.basename(link)}"}
+    place, parts = "", path.strip("/").split("/")
+    for _ in range(LINKS_FOLLOWED):
+        if not parts:
+            return False
+        parent, place = place or "/", f"{place}/{parts.pop(0)}"
+        if place in names:
+            return True
+        try:
+            if host.files.stat(place).is_link:
+                target = posixpath.normpath(posixpath.join(parent, host.files.readlink(place)))
+                place, parts = "", [*target.strip("/").split("/"), *parts]
+        except FileTrouble:
+            return False
+    return False
 
 
 def _real(host: Host, path: str) -> str:

@@ -336,6 +336,34 @@ def test_a_unit_that_starts_the_server_through_another_program_is_known_by_what_
     assert survey(host).problems == ()
 
 
+def execstart(program: str) -> str:
+    return f"ExecStart={{ path={program} ; argv[]={program} --port 8080 ; }}\n"
+
+
+def test_a_unit_that_names_one_release_would_never_run_another() -> None:
+    release = f"{RELEASES}/b1-old+cpu"
+    running = {
+        "/sys/fs/cgroup/system.slice/llama-server.service/cgroup.procs": "42\n",
+        "/proc/42/exe": Link(f"{release}/bin/llama-server"),
+        "/usr/local/bin/llama-server": Link(f"{release}/bin/llama-server"),
+    }
+    for program in (f"{release}/bin/llama-server", "/usr/local/bin/llama-server"):
+        (problem,) = survey(box(running, execstart=execstart(program))).problems
+        assert problem.startswith(f"llama-server.service runs {program}, not /opt/llama.cpp/current/bin/llama-server")
+
+
+@pytest.mark.parametrize(
+    "links",
+    [
+        {"/usr/local/bin/llama-server": Link("../../../opt/llama.cpp/current/bin/llama-server")},
+        {"/usr/local/bin": Link("/srv/llama/bin"), "/srv/llama": Link("/opt/llama.cpp/current")},
+    ],
+    ids=["a-link-to-the-server", "links-of-folders"],
+)
+def test_a_unit_may_reach_the_link_through_other_links(links: Mapping[str, Any]) -> None:
+    assert survey(box(links, execstart=execstart("/usr/local/bin/llama-server"))).problems == ()
+
+
 def test_the_room_is_what_the_last_build_took() -> None:
     past = Past(1.0, "r", COMMIT, False, 2, 1.0, 2.0, 90 << 30, 20 << 30)
     host = box({f"{builds.records(recipe())}/history.json": builds.history_text((), past)})
