@@ -171,30 +171,35 @@ def _watched(
 class Place:
     """Somewhere in a run of rebuild-llama-cpp.
 
-    step: the number of its step. says: what else its transcript says there. file: what makes it stand still there
-    while it exists, "" where it is cut as soon as it says so. calls: the command that is held instead (see cutting).
+    step: what its step uses. says: what else its transcript says there. file: what makes it stand still there while it
+    exists, "" where it is cut as soon as it says so. calls: the command that is held instead (see cutting).
     """
 
     name: str
-    step: int
+    step: str
     file: str = ""
     says: str = ""
     calls: str = ""
+
+    @property
+    def nothing_is_switched(self) -> bool:
+        """Whether the old release is still in its place there."""
+        return self.step.startswith("build.") or self.step == "release.install"
 
 
 COMPILING, LINKING, ASKED = "/run/bed-compiling", "/run/bed-linking", "/run/bed-asked"
 GATES = (COMPILING, LINKING, ASKED, GATE, f"{GATE}.reached")
 PLACES = (
-    Place("checking", 0),
-    Place("exporting", 1),
-    Place("compiling", 2, file=COMPILING),
-    Place("linking", 2, file=LINKING),
-    Place("proving the new binary", 3, file=ASKED),
-    Place("installing", 4),
-    Place("switching", 5),
-    Place("between switch and restart", 6, calls="systemctl stop --no-block llama-server"),
-    Place("starting the new one", 6, file=ASKED, says="has started or failed"),
-    Place("keeping", 8),
+    Place("checking", "build.check"),
+    Place("exporting", "build.export"),
+    Place("compiling", "build.compile", file=COMPILING),
+    Place("linking", "build.compile", file=LINKING),
+    Place("proving the new binary", "build.prove", file=ASKED),
+    Place("installing", "release.install"),
+    Place("switching", "release.switch"),
+    Place("between switch and restart", "release.restart", calls="systemctl stop --no-block llama-server"),
+    Place("starting the new one", "release.restart", file=ASKED, says="llama-server.service has started or failed"),
+    Place("keeping", "release.keep"),
 )
 
 
@@ -204,22 +209,26 @@ def standing_at(box: Box, place: Place) -> Iterator[tuple[str, int]]:
     host = box.host
     if place.calls:
         host.write(GATE, place.calls)
-    if place.file:
+    late = place.file == ASKED and not place.nothing_is_switched  # else the proof before it would stand there
+    if place.file and not late:
         host.write(place.file, "")
     before = box.newest()
     asked = host.popen("holdfast", "run", "rebuild-llama-cpp", "--engine", "chat", "--force")
-    run = host.wait_for(lambda: (at := in_flight(host)) != before and at, 60, "a run", every=0.01)
+    run = host.wait_for(lambda: (begun := in_flight(host)) != before and begun, 60, "a run", every=0.01)
     process = host.outer_pid(int(holder(host)["pid"]))
     transcript = host.root / f"{RUNS}/{run}.jsonl".lstrip("/")
 
-    def there() -> bool:
-        text = transcript.read_text(encoding="utf-8")
-        _, found, rest = text.partition(f'"step_started","data":{{"step":{place.step},')
-        assert '"event":"ended"' not in text, text[-600:]
-        return bool(found) and place.says in rest
+    def at(step: str, says: str = "") -> bool:
+        lines = transcript.read_text(encoding="utf-8").splitlines()
+        assert '"event":"ended"' not in lines[-1], lines[-1]
+        began = [index for index, line in enumerate(lines) if "step_started" in line and f'"{step}"' in line]
+        return bool(began) and any(says in line for line in lines[began[0] :])
 
     try:
-        host.wait_for(there, 120, f"the run to stand at {place.name}", every=0.001)
+        if late:
+            host.wait_for(lambda: at("release.switch"), 120, "the switch", every=0.001)
+            (host.root / place.file.lstrip("/")).touch()
+        host.wait_for(lambda: at(place.step, place.says), 120, f"the run to stand at {place.name}", every=0.001)
         if place.calls:
             host.wait_for(lambda: host.exists(f"{GATE}.reached"), 60, f"the run to call {place.calls}")
         elif place.file in (COMPILING, LINKING):
@@ -262,7 +271,8 @@ def make_sure_that_nothing_is_in_between(box: Box) -> str:
     serving = box.serving
     assert box.release.startswith(f"{serving}-"), (serving, box.release)
     assert not [name for name in box.releases() if name.startswith(".")], box.releases()
-    assert not (work := set(host.run("ls", f"{BUILDS}/work", check=False).stdout.split()) & {"src", "build"}), work
+    work = host.run("ls", f"{BUILDS}/work", check=False).stdout.split()
+    assert not {"src", "build"} & set(work), work
     state = host.unit("holdfast-build-chat.service", "ActiveState", "LoadState")
     assert state["ActiveState"] == "inactive", state
     assert host.run("pgrep", "-u", "holdfast-build", check=False).stdout == ""

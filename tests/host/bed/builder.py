@@ -28,6 +28,8 @@ CMAKE = ("-DGGML_NATIVE=OFF", "-DLLAMA_OPENSSL=OFF")
 _WARM = f"""\
 quietly() {{ "$@" >/tmp/log 2>&1 || {{ tail -n 20 /tmp/log; exit 1; }}; }}
 work={WORK}
+# A build unit has these; ccache finds nothing again that was compiled in another language.
+export LC_ALL=C LANG=C.UTF-8
 export CCACHE_DIR={CCACHE} CCACHE_COMPRESSLEVEL=1
 mkdir -p $CCACHE_DIR $work
 for tag in b1 b2; do
