@@ -38,6 +38,13 @@ unit = "llama-server.service"
 """
 
 
+NO_REHEARSAL = """
+# The tests run at night too.
+[rehearsal]
+by_itself = false
+"""
+
+
 def built_package() -> Path:
     """The package to test: HOLDFAST_DEB, or the newest one in dist/ (script/test builds it first)."""
     named = os.environ.get("HOLDFAST_DEB")
@@ -79,6 +86,8 @@ class Watched:
         """Write the configuration (mode, engine, more) and reload the daemon."""
         self.configuration.update(changes)
         values = {"mode": "act", "engine": "", "more": "", "url": self.inbox.url, **self.configuration}
+        if "[rehearsal]" not in values["more"]:
+            values["more"] += NO_REHEARSAL
         self.host.write("/etc/holdfast/holdfast.toml", CONFIGURATION.format(**values), mode=0o640)
         self.host.sh("chgrp holdfast /etc/holdfast/holdfast.toml; systemctl reload-or-restart holdfast")
 
