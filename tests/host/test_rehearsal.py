@@ -48,6 +48,22 @@ def test_it_is_rehearsed_by_itself_in_a_quiet_hour_in_every_mode_and_not_while_a
     print(f"\n{next(line for line in box.holdfast('status')[1].splitlines() if line.startswith('rehearse'))}")
 
 
+def test_after_a_power_cut_nothing_is_left_of_a_rehearsal(host: Boot) -> None:
+    box = standin(host, writable=True)
+    box.host.write(COMPILING, "")
+    asked = box.host.popen("holdfast", "rehearse", "rebuild-llama-cpp", "--engine", "chat")
+    waits = ("pgrep", "-f", "^sh .*wait[.]sh compiling$")
+    box.host.wait_for(lambda: box.host.run(*waits, check=False).stdout, 60, "the compiler")
+    box.host.power_cut()
+    asked.communicate(timeout=60)
+    box.host.boot_again()
+    box.scene.inbox.start()
+    box.host.wait_for(lambda: rehearsed(box), 120, "the end of the rehearsal")
+    assert [end["outcome"] for end in rehearsed(box)] == ["interrupted"]
+    assert make_sure_that_nothing_is_in_between(box) == "b1"
+    assert box.scene.ledger("attempt") == []
+
+
 def test_a_rehearsal_that_is_killed_is_cleared_up_and_judged_as_nothing(host: Boot) -> None:
     box = standin(host)
     box.host.write(COMPILING, "")
