@@ -77,7 +77,9 @@ def through_holdfast(box: Box) -> dict[str, Any]:
             raise BedError(f"the rebuild failed: {said}")
         host.wait_for(lambda: probes.successes()[-1] > began + took, 60, "answers")
         gap = probes.longest_gap(began, probes.successes()[-1])
-    journal = host.run("journalctl", "--unit=holdfast-build-chat", f"--since=@{since}", "-o", "cat", "--no-pager").stdout
+    journal = host.run(
+        "journalctl", "--unit=holdfast-build-chat", f"--since=@{since}", "-o", "cat", "--no-pager"
+    ).stdout
     past = json.loads(host.read("/var/lib/holdfast-runner/builds/chat/history.json"))[0]
     return {
         "build_s": past["configure_s"] + past["compile_s"],

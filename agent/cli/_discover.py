@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import PurePosixPath
 
@@ -38,7 +38,7 @@ class Listener:
 
 @dataclass(frozen=True, slots=True)
 class FoundEngine:
-    """One engine that runs here. `settings` is what its fingerprint says of it."""
+    """One engine that runs here. `settings` is what its fingerprint says of it, `rebuild` how it could be rebuilt."""
 
     name: str
     kind: str
@@ -46,6 +46,7 @@ class FoundEngine:
     pid: int
     unit: str | None
     settings: Mapping[str, Json] = field(default_factory=dict)
+    rebuild: Mapping[str, Json] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +156,9 @@ def _engines(host: Host, notes: list[str]) -> Iterator[FoundEngine]:
                 notes.append(f"port {listener.port} (pid {pid}) looks like {likely[0]}, but does not answer like it")
             continue
         kind, settings = found
-        yield FoundEngine("", kind, listener.url, pid, _unit(host, pid), settings)
+        unit = _unit(host, pid)
+        rebuild = _rebuild(host, kind, settings, argv) if unit else {}
+        yield FoundEngine("", kind, listener.url, pid, unit, settings, rebuild)
 
 
 def _owners(host: Host, inodes: frozenset[int], notes: list[str]) -> Iterator[tuple[int, int]]:
@@ -188,6 +191,17 @@ def _command(host: Host, pid: int) -> tuple[str, ...]:
         return process.command_line(host, pid)
     except HostError:
         return ()
+
+
+def _rebuild(host: Host, kind: str, settings: Mapping[str, Json], argv: tuple[str, ...]) -> Mapping[str, Json]:
+    """How this engine could be rebuilt here, as far as that can be seen; empty for a kind that never is."""
+    from agent.cli._rebuildable import rebuild_settings
+
+    engine = plugin.engines()[kind]
+    if not argv or "rebuild" not in engine.settings.model_fields:
+        return {}
+    known = engine.settings.model_validate({"name": "found", **settings})
+    return rebuild_settings(host, argv[0], lambda: engine.sample(host, known).version)
 
 
 def _unit(host: Host, pid: int) -> str | None:
@@ -234,5 +248,5 @@ def _named(engines: tuple[FoundEngine, ...]) -> tuple[FoundEngine, ...]:
         stem = re.sub(r"[^a-z0-9]+", "-", (engine.unit or engine.kind).removesuffix(".service").lower()).strip("-")[:48]
         taken = {each.name for each in named}
         name = next(n for n in (stem or "engine", *(f"{stem}-{i}" for i in range(2, 1000))) if n not in taken)
-        named.append(FoundEngine(name, engine.kind, engine.url, engine.pid, engine.unit, engine.settings))
+        named.append(replace(engine, name=name))
     return tuple(named)

@@ -153,6 +153,10 @@ def _engine(engine: Any) -> list[str]:
         lines.append('# api_key_file = "/etc/holdfast/secrets/KEY"   # root:holdfast, mode 0640')
     if "load_timeout_s" not in own:
         lines.append("# load_timeout_s = 600   # how long a start may take before loading counts as a fault")
+    if engine.rebuild:
+        from agent.cli._rebuildable import lines as rebuild_lines
+
+        lines += rebuild_lines(engine.rebuild)
     return [*lines, ""]
 
 
@@ -254,6 +258,11 @@ def _told(found: Discovery, choices: Choices, backup: str | None) -> str:
     lines += [
         f"engine   {engine.name}: {engine.kind} at {engine.url}, {engine.unit or 'in no unit'}"
         for engine in found.engines
+    ]
+    lines += [
+        f"rebuild  {engine.name}: commit {engine.rebuild['commit'][:12]} of {engine.rebuild['source']}"
+        for engine in found.engines
+        if "commit" in engine.rebuild
     ]
     if not found.engines:
         lines.append("engine   none found: start it and run this again, or write its table by hand")

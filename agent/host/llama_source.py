@@ -33,14 +33,29 @@ class Identity:
 
 def git(host: Host, recipe: Recipe, *words: str) -> tuple[str, ...]:
     """A git command on the recipe's repository, for the build user. Raises FileTrouble."""
-    return (*_ENVIRONMENT, "git", "--no-replace-objects", f"--git-dir={git_dir(host, recipe)}", *_PINNED, *words)
+    return _git(host, recipe.source, *words)
 
 
-def git_dir(host: Host, recipe: Recipe) -> str:
-    """Where the repository itself is: below its work tree, or the source itself when that is bare."""
-    inside = f"{recipe.source}/.git"
+def full_hash(host: Host, source: str, commit: str) -> str:
+    """The full hash of a commit of which some digits are known; "" when this repository has no such commit."""
     try:
-        return inside if host.files.exists(inside) else recipe.source
+        argv = _git(host, source, "rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}")
+        answer = host.run(argv, timeout_s=ASK_S, user=asker())
+    except CommandFailed:
+        return ""
+    found = answer.stdout.strip()
+    return found if answer.rc == 0 and re.fullmatch(r"[0-9a-f]{40}", found) else ""
+
+
+def _git(host: Host, source: str, *words: str) -> tuple[str, ...]:
+    return (*_ENVIRONMENT, "git", "--no-replace-objects", f"--git-dir={git_dir(host, source)}", *_PINNED, *words)
+
+
+def git_dir(host: Host, source: str) -> str:
+    """Where the repository itself is: below its work tree, or the source itself when that is bare."""
+    inside = f"{source}/.git"
+    try:
+        return inside if host.files.exists(inside) else source
     except FileTrouble:
         return inside
 

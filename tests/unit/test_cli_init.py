@@ -220,3 +220,62 @@ def test_a_key_file_that_is_there_is_used() -> None:
     host = box(**{"/etc/holdfast/secrets/pd": File("k", mode=0o640)})
     holdfast("init", "--yes", "--pagerduty-key-file", "/etc/holdfast/secrets/pd", host=host)
     assert valid(host.files.read_text(init.CONFIG_FILE)).receivers[0].kind == "pagerduty"
+
+
+COMMIT = "1d7ab2b94abc1d7ab2b94abc1d7ab2b94abc1d7a"
+RELEASE = "/opt/llama.cpp/releases/b9272-1d7ab2b94abc+cuda12.8+sm89"
+
+
+def prepared(**changes: object) -> FakeHost:
+    """A host whose engine runs from a link to a release, with a repository beside it."""
+    host = box(**{
+        "/proc/42/cmdline": "/opt/llama.cpp/current/bin/llama-server\0-m\0model.gguf\0",
+        "/opt/llama.cpp/current": Link(RELEASE),
+        f"{RELEASE}/bin/llama-server": "",
+        f"{RELEASE}/bin/libggml-cuda.so": "",
+        "/opt/llama.cpp/src/.git/HEAD": "ref: refs/heads/master\n",
+        **changes,
+    })  # fmt: skip
+    host.http.answer("http://127.0.0.1:9000/props", {"build_info": "b9272-1d7ab2b94", "total_slots": 1})
+    host.run.answer(("env", ...), lambda argv: f"{COMMIT}\n" if argv[-1] == "1d7ab2b94^{commit}" else 1)
+    return host
+
+
+def test_an_engine_that_runs_through_a_link_beside_its_source_can_be_rebuilt_from_what_serves() -> None:
+    (engine,) = discover(prepared()).engines
+    assert engine.rebuild == {
+        "releases": "/opt/llama.cpp/releases",
+        "current": "/opt/llama.cpp/current",
+        "cmake": ["-DGGML_CUDA=ON"],
+        "source": "/opt/llama.cpp/src",
+        "commit": COMMIT,
+    }
+
+
+def test_what_was_built_here_says_itself_of_which_commit_it_is() -> None:
+    host = prepared(**{f"{RELEASE}/provenance.json": '{"commit": "' + COMMIT + '"}'})
+    host.run.answer(("env", ...), lambda argv: f"{COMMIT}\n" if argv[-1] == f"{COMMIT}^{{commit}}" else 1)
+    (engine,) = discover(host).engines
+    assert engine.rebuild["commit"] == COMMIT
+
+
+def test_the_table_of_a_rebuild_is_valid_where_all_is_known_and_a_comment_where_not() -> None:
+    found = discover(prepared())
+    text = render(found, Choices())
+    assert f'commit = "{COMMIT}"' in text
+    loaded = config.load(FakeFiles({config.CONFIG_FILE: File(text)}))
+    (engine,) = loaded.engines
+    assert engine.rebuild.recipe("chat").cuda  # type: ignore[attr-defined]
+    host = prepared()
+    host.run.answer(("env", ...), 1)
+    lacking = render(discover(host), Choices())
+    assert "# [engine.rebuild]" in lacking
+    assert "\n[engine.rebuild]" not in lacking
+    (bare,) = config.load(FakeFiles({config.CONFIG_FILE: File(lacking)})).engines
+    assert bare.rebuild is None  # type: ignore[attr-defined]
+
+
+def test_an_engine_that_runs_through_no_link_is_left_as_it_is() -> None:
+    (engine,) = discover(box()).engines
+    assert engine.rebuild == {}
+    assert "rebuild" not in render(discover(box()), Choices())
