@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.errors import CommandFailed, HoldfastError, HostError
-from agent.host import Host
+from agent.host import Host, builds
 from agent.model import Json, Moment
 from agent.plugin import AwaitReboot, Command, Noop, Plan, PlanStep, Progress, Read, RemoveFile, Wait, WriteFile
 
@@ -225,11 +225,11 @@ def _typed(step: PlanStep) -> list[str]:
     """A step as it is typed: a file with its content, unless nobody could type that; nothing that only we say."""
     if isinstance(step, Command) and step.accept != (0,):
         return [f"{line}    # may fail" for line in _line(step)]
-    if isinstance(step, Noop) or (isinstance(step, Read) and step.sums_up and not step.by_hand):
+    if isinstance(step, Noop) or (isinstance(step, Read) and not step.by_hand):
         return []
     if not isinstance(step, WriteFile):
         return _line(step)
-    if step.path.startswith(OWN) or not isinstance(step.content, str):
+    if step.path.startswith((OWN, f"{builds.CACHE}/")) or not isinstance(step.content, str):
         return []  # what we note for ourselves, and what we saw on the way
     if len(step.content) > TYPED_LIMIT or not step.content.replace("\n", "").isprintable():
         return _line(step)

@@ -158,7 +158,9 @@ def _part(build: _Build, command: tuple[str, ...], watch: Watch) -> tuple[PlanSt
     """One part of the build, from its start to its end."""
     unit, recipe = builds.unit(build.recipe), build.recipe
     words = f"{watch.words} {build.name}"
-    ended = Condition(f"{words} has ended", watch.ended, ("systemctl", "show", "--property=SubState,Result", unit))
+    ended = Condition(
+        f"{watch.words} has ended", watch.ended, ("systemctl", "show", "--property=SubState,Result", unit)
+    )
     return (
         Command(build_unit.start(recipe, build.log, build.granted, command), START_S, words=words),
         Wait(

@@ -204,7 +204,7 @@ def _lines(lines: Iterable[Json]) -> Iterable[Line]:
 
 def _plainly(command: str, note: str) -> str:
     """A note with its times as people say them; what is not waited for must be so at once, what is named is "it"."""
-    note = re.sub(r"(?:wait )?until (.*?), at most 0 s\b", r"must be so, or stop: \1", note)
+    note = re.sub(r"(?:wait )?until (.*?), at most 0 s\b", r"must be so: \1", note)
     for word in re.findall(r"[A-Za-z0-9@_.-]+[.]service\b", note):
         note = note.replace(word, "it") if word in command else note
     return re.sub(r"at most (\d+(?:\.\d+)?) s\b", lambda found: f"at most {texts.duration(float(found[1]))}", note)

@@ -1,4 +1,4 @@
-"""How a sheet fits on one A4 page: the largest type, in one to three columns, at which all of it does. Pure.
+"""How a sheet fits on one A4 page: the largest type, in one or two columns, at which all of it does. Pure.
 
 Commands are set in Courier, whose letters are all 0.6 of its size wide, or a little narrower; all else in Helvetica,
 whose widths are those of Adobe's font metrics (Core 14 AFM, Helvetica and Helvetica-Bold). Lengths are points, 1/72
@@ -19,8 +19,8 @@ WIDTH, HEIGHT = 595.28, 841.89
 """A4."""
 MARGIN = 32.0
 """12 mm at the sides, for a binder's holes."""
-EDGE = 24.0
-"""8.5 mm above and below: office printers leave 4 to 6 mm blank."""
+EDGE = 22.0
+"""8 mm above and below: office printers leave 4 to 6 mm blank."""
 GAP = 12.0
 """Between two columns."""
 LEADING = 1.08
@@ -29,7 +29,7 @@ INDENT = 6.0
 """Of what stands below a step's name."""
 PLAIN = ((10.0, 1, 1.0), (9.5, 1, 1.0), (9.0, 1, 1.0), (9.0, 2, 1.0), (8.5, 1, 1.0), (8.5, 2, 1.0))
 """Sizes, numbers of columns and widths of Courier's letters (1: as they are), the best to read first."""
-DENSE = (*PLAIN, (8.0, 1, 1.0), (8.0, 2, 1.0), (8.5, 2, 0.84), (8.0, 2, 0.84), (8.0, 2, 0.8), (8.0, 3, 0.78))
+DENSE = (*PLAIN, (8.0, 1, 1.0), (8.0, 2, 1.0), (8.5, 2, 0.84), (8.0, 2, 0.84), (8.0, 2, 0.78))
 """The same with names for what is repeated. Nothing smaller than 8 points is legible at arm's length."""
 _HELVETICA = (
     278, 278, 355, 556, 556, 889, 667, 191, 333, 333, 389, 584, 278, 333, 278, 278, 556, 556, 556, 556, 556, 556, 556,
@@ -98,15 +98,28 @@ def shortened(sheet: Sheet) -> Sheet:
     if not before:
         return sheet
     left = iter(commands)
-    parts = tuple(
-        replace(part, lines=tuple(replace(line, command=next(left)) if line.command else line for line in part.lines))
-        for part in sheet.parts
-    )
+    values = _values(before)
+
+    def short(line: Line) -> Line:
+        words = line.words
+        for name, value in values:
+            words = re.sub(rf"{re.escape(value)}(?![A-Za-z0-9_+-])", f"${name}", words)
+        return Line(next(left) if line.command else "", words)
+
+    parts = tuple(replace(part, lines=tuple(map(short, part.lines))) for part in sheet.parts)
     folders, arrays = [[each for each in before if ("=(" in each) is of] for of in (False, True)]
     said = [" ".join(folders), *arrays] if folders else arrays
     names = Part(0, "First, in the same bash", lines=tuple(map(Line, said)))
     brief = tuple((label, _brief(words)) for label, words in sheet.before)
     return replace(sheet, before=brief, parts=(names, *parts))
+
+
+def _values(before: Sequence[str]) -> list[tuple[str, str]]:
+    """What each name of a folder or word stands for, the longest first."""
+    found: dict[str, str] = {}
+    for name, _, value in (each.partition("=") for each in before if "=(" not in each):
+        found[name] = re.sub(r"\$([A-Z])", lambda inner: found[inner[1]], value)
+    return sorted(found.items(), key=lambda each: -len(each[1]))
 
 
 def _brief(words: str) -> str:
@@ -159,7 +172,7 @@ def _taken(rows: Sequence[Row], room: float) -> int:
 
 def _head(sheet: Sheet, size: float) -> Iterator[Row]:
     width = WIDTH - 2 * MARGIN
-    yield from _said("bold", 15.0, sheet.title, width)
+    yield from _said("bold", size + 5.0, sheet.title, width)
     about = "  ·  ".join(f"{label}: {words}" for label, words in sheet.about)
     yield from _said("text", size, about, width, above=2.0)
     for label, words in sheet.before:
@@ -172,7 +185,7 @@ def _body(parts: Iterable[Part], size: float, width: float, stretch: float) -> I
     for part in parts:
         name = f"{part.number}. {part.name}" if part.number else part.name
         name += f" ({part.mark})" if part.mark else ""
-        yield from _said("bold", size + 0.5, name, width, above=size * 0.35, keep=True)
+        yield from _said("bold", size + 0.5, name, width, above=size * 0.3, keep=True)
         for line in part.lines:
             rows = wrapped(line.command, columns) if line.command else []
             note = f"– {line.words}" if line.command and line.words else line.words

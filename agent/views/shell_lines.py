@@ -65,7 +65,7 @@ def _pieces(lead: str, word: str, columns: int) -> list[str]:
     """
     pieces = [lead]
     for atom in re.findall(r"""\\.|'[^']*'|"(?:\\.|[^"\\])*"|[^'"\\]""", word):
-        if len(pieces[-1]) + len(atom) + 1 <= columns:
+        if len(pieces[-1]) + len(atom) + 2 <= columns:
             pieces[-1] += atom
         elif len(atom) <= 2:
             pieces[-1:] = [*_broken(pieces[-1]), atom]
@@ -86,11 +86,11 @@ def _fill(pieces: list[str], quoted: str, columns: int) -> None:
     """Add a quotation to the pieces, over as many as it takes."""
     mark, inside = quoted[0], quoted[1:-1]
     units = re.findall(r"\\.|.", inside) if mark == '"' else list(inside)
-    if len(pieces[-1]) + 4 > columns:
+    if len(pieces[-1]) + 5 > columns:
         pieces.append("")
     pieces[-1] += mark
     for unit in units:
-        if len(pieces[-1]) + len(unit) + 2 > columns:
+        if len(pieces[-1]) + len(unit) + 3 > columns:
             pieces[-1] += mark
             pieces.append(mark)
         pieces[-1] += unit

@@ -17,6 +17,21 @@ SET = re.compile(rb"/(F\d) ([0-9.]+) Tf\n[0-9.]+ 0 0 1 ([0-9.]+) [0-9.]+ Tm\n\((
 COMMAND, WORDS = "F1", "F2"
 
 
+CURL = """\
+#!/usr/bin/python3 -IS
+# What curl does with the few words of the page: the bed's small hosts have none.
+import sys, urllib.error, urllib.request
+words = [each for each in sys.argv[1:] if each != "--silent"]
+body = words[words.index("--data") + 1].encode() if "--data" in words else None
+try:
+    print(urllib.request.urlopen(words[-1], body, 30).read().decode())
+except urllib.error.HTTPError as error:
+    print(error.read().decode())
+except urllib.error.URLError:
+    sys.exit(7)
+"""
+
+
 @dataclass
 class Line:
     """One command as it is typed, what is said about it, and where on the page that stands."""
@@ -59,6 +74,14 @@ def come_true(said: str, output: str, status: int) -> bool:
     if "has ended" in said:
         assert "Result=success" in output, output
         return "SubState=exited" in output
+    if "answers" in said:
+        return '"ok"' in output
+    if said == "a token of it":
+        return '"content"' in output
+    if "has no process left" in said:
+        return "─" not in output
+    if "has seen it end" in said:
+        return output.strip() in ("ActiveState=inactive", "ActiveState=failed")
     if "started or failed" in said:
         return output.strip() == "active"
     return status == 0 or "may fail" in said or "has not failed" in said
@@ -91,10 +114,13 @@ def test_the_page_of_one_host_typed_on_another_ends_in_the_same_release_that_ser
 
     other = standin(host)
     other.host.run("systemctl", "stop", "holdfast.service")
-    type_in(other, to_type(page))
+    other.host.write("/usr/local/bin/curl", CURL, 0o755)
+    lines = to_type(page)
+    proof = next(index for index, line in enumerate(lines) if line.command.startswith("holdfast check"))
+    type_in(other, lines[: proof + 1])  # what follows is for when it fails
     assert (other.serving, other.release) == ("b2", one.release)
     files = f"cd /opt/llama.cpp/releases/{one.release}/bin; sha256sum *"
-    assert other.host.sh(files).stdout == one.host.sh(files).stdout
+    assert other.host.sh(files) == one.host.sh(files)
 
 
 def test_the_binder_of_a_host_has_one_page_for_every_runbook(host: Boot) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import steps
+from agent.host.files import RealFiles
 from agent.plugin import Command, Plan, WriteFile
+from agent.runbook import Step, load
 from agent.views import sheet as sheets
 from agent.views import sheet_layout
 from agent.views.sheet import Line, Part, Place, Sheet
@@ -23,6 +27,7 @@ from tests.support.cli import Said, holdfast
 from tests.support.fake_host import FakeHost, timed_out
 from tests.unit.test_cli_run import CONFIG, FILES
 
+ROOT = Path(__file__).resolve().parents[2]
 PLACE = Place("box", "llama.cpp", "chat.service", 1_800_000_000.0, "0.1.0")
 RELEASE = "/opt/llama.cpp/releases/b10470-0123456789ab+cuda12.9+sm89,90a"
 WORK = "/var/cache/holdfast-build/chat/work"
@@ -193,6 +198,22 @@ def test_markdown_and_text_hold_whole_commands_to_copy() -> None:
     text = sheets.as_text(sheet).splitlines()
     assert shlex.join(COMMANDS[0]) in text
     assert all(line.startswith(("#", "systemd-run", "ls", "holdfast")) for line in text if line)
+
+
+def test_a_rebuild_with_cuda_for_three_kinds_of_cards_is_one_page() -> None:
+    plan = json.loads((ROOT / "tests/data/printed-page/rebuild-for-three-cards.json").read_text())
+    told = load(RealFiles(ROOT), directories=("/runbooks",)).by_id["rebuild-llama-cpp"]
+    steps_then = (
+        Step(each["name"], "", {}, rehearsed=each["rehearsed"], best_effort=each["best_effort"]) for each in plan
+    )
+    page = sheets.of_runbook(replace(told, steps=tuple(steps_then)), "engine:chat", plan, PLACE, "0" * 64)
+    found = sheet_layout.laid(page)
+    assert (found.fits, found.size >= 8.0, pages(as_pdf([page]))) == (True, True, 1)
+    text = sheets.as_text(page)
+    assert "Up to step 4 nothing that serves is touched" in text
+    assert next(line for line in text.splitlines() if "left out in a rehearsal" in line).startswith("# 5. Install")
+    assert "# 9. Keep it (left out in a rehearsal; if it fails, go on)" in text
+    assert "until it has no process left, at most 30 s" in text
 
 
 def test_an_engine_that_is_not_rebuilt_here_gets_a_page_of_what_to_do_instead() -> None:
