@@ -118,8 +118,9 @@ def _cuda(host: Host, recipe: Recipe, problems: list[str]) -> str:
         how = "NVML shows no card" if loaded else "no NVIDIA driver is loaded"
         problems.append(f"which cards to build for is not known: {how}, and [engine.rebuild] architectures is empty")
     elif kit is not None:
-        problem = toolchain.toolkit_problem(kit, wanted, loaded)
-        problems += [problem] if problem else []
+        problems += filter(
+            None, (toolchain.cuda_problem(host, recipe, kit), toolchain.toolkit_problem(kit, wanted, loaded))
+        )
     cards = ", ".join(wanted) or "unknown cards"
     return f"CUDA {kit.version if kit else 'missing'} for {cards}, driver {loaded or 'not loaded'}"
 

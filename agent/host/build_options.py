@@ -18,7 +18,6 @@ ALWAYS = (
     # Both: with the user interface off, a prebuilt one would still be fetched while building.
     "-DLLAMA_BUILD_UI=OFF",
     "-DLLAMA_USE_PREBUILT_UI=OFF",
-    "-DLLAMA_BUILD_WEBUI=OFF",
     # From b5064 to b8072 it is on by default, and stops the build where the library's headers are missing.
     "-DLLAMA_CURL=OFF",
 )

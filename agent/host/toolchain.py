@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from agent.errors import CommandFailed
-from agent.host import Host, interlock, nvml
+from agent.host import Host, build_log, interlock, nvml
 from agent.host.recipe import Recipe, asker
 
 ASK_S = 15.0
+TRY_S = 60.0
 CUDA_PLACES = ("/usr/local/cuda/bin/nvcc", "/opt/cuda/bin/nvcc")
 """Where nvcc is when it is not on the path: NVIDIA's packages link the newest toolkit there."""
 MINIMUM_DRIVER = ((13, 0, 580), (12, 8, 550), (12, 0, 525), (11, 0, 450))
@@ -135,3 +136,26 @@ def toolkit_problem(kit: Toolkit, wanted: Sequence[str], driver: str | None) -> 
     if branch.isdecimal() and int(branch) < least:
         return f"CUDA {kit.version} needs a driver from {least} on, loaded is {driver}: it would not run"
     return ""
+
+
+def cuda_problem(host: Host, recipe: Recipe, kit: Toolkit) -> str:
+    """Why nvcc cannot build llama.cpp at all, tried on an empty file; "" when it can.
+
+    It needs a C++ compiler that is not too new for it, and cuBLAS, which is a package of its own.
+    """
+    named = option(recipe, "CMAKE_CUDA_HOST_COMPILER")
+    chosen = ["-ccbin", named] if named else []
+    argv = [kit.nvcc, *chosen, "-E", "-x", "cu", "-include", "cublas_v2.h", "/dev/null", "-o", "/dev/null"]
+    try:
+        tried = host.run(argv, timeout_s=TRY_S, user=asker())
+    except CommandFailed as error:
+        return f"nvcc {kit.version} cannot be tried: {error.message}"
+    if tried.rc == 0:
+        return ""
+    if "cublas_v2.h" in tried.stderr:
+        package = f"libcublas-dev-{kit.major}-{kit.minor}"
+        return f"the CUDA {kit.version} toolkit has no cuBLAS, which llama.cpp links to (NVIDIA's {package})"
+    if "unsupported GNU version" in tried.stderr:
+        return f"the C++ compiler is too new for CUDA {kit.version}: name an older one (-DCMAKE_CUDA_HOST_COMPILER=…)"
+    said = build_log.first_error(tried.stderr)
+    return f"nvcc {kit.version} fails on an empty file" + (f": {said}" if said else "")

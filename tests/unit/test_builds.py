@@ -45,6 +45,7 @@ ROOM = Space(200 << 30, 100 << 30, 1000, 900, False)
 MEMINFO = "MemTotal:       16777216 kB\nMemFree:         1000000 kB\nMemAvailable:   12582912 kB\n"
 NVCC = "nvcc: NVIDIA (R) Cuda compiler driver\nCuda compilation tools, release 12.8, V12.8.93\n"
 ARCHES = "compute_75\ncompute_86\ncompute_89\ncompute_90\ncompute_120\n"
+TRIED = ("-E", "-x", "cu", "-include", "cublas_v2.h", "/dev/null", "-o", "/dev/null")
 UNIT = "holdfast-build-chat.service"
 NAME = f"b9272-{COMMIT[:12]}+cpu"
 
@@ -103,6 +104,7 @@ def box(files: Mapping[str, Any] | None = None, cards: Any = None, **commands: A
         ),
         **{(name, "--version"): answer for name, answer in tools.items()},
         ("nvcc", "--list-gpu-arch"): ARCHES,
+        ("nvcc", *TRIED): commands.pop("tried", ""),
         **{(path, "--version"): missing(path) for path in toolchain.CUDA_PLACES},
     }
     assert not commands, commands
@@ -322,6 +324,26 @@ def test_cuda_needs_nvcc_and_cards_that_are_known() -> None:
     loaded = {"/sys/module/nvidia/version": "535.183.01\n"}
     old = survey(box(loaded, nvcc=NVCC, cards=nvml("8.9")), cmake=("-DGGML_CUDA=ON",))
     assert old.problems == ("CUDA 12.8 needs a driver from 550 on, loaded is 535.183.01: it would not run",)
+
+
+@pytest.mark.parametrize(
+    ("stderr", "words"),
+    [
+        ("<command-line>: fatal error: cublas_v2.h: No such file or directory\n", "no cuBLAS"),
+        (
+            "crt/host_config.h:143:2: error: #error -- unsupported GNU version! gcc later than 13\n",
+            "is too new for CUDA",
+        ),
+        ("nvcc fatal   : Failed to preprocess host compiler properties.\n", "Failed to preprocess"),
+        ("geheim\n", "fails on an empty file"),
+    ],
+)
+def test_what_nvcc_lacks_is_found_out_on_an_empty_file(stderr: str, words: str) -> None:
+    loaded = {"/sys/module/nvidia/version": "570.86.15\n"}
+    host = box(loaded, nvcc=NVCC, cards=nvml("8.9"), tried=Completed((), 1, "", stderr, 0.1))
+    (problem,) = survey(host, cmake=("-DGGML_CUDA=ON",)).problems
+    assert words in problem
+    assert "geheim" not in problem
 
 
 def test_a_unit_that_starts_the_server_through_another_program_is_known_by_what_runs() -> None:
