@@ -73,11 +73,14 @@ class Transcript:
 
 def tail(host: Host, run: str, alive: Callable[[], bool]) -> Iterator[Event]:
     """The events of a run as they come, until it ends or nobody is left who could end it."""
-    told = -1
+    told, size = -1, -1
+    found: tuple[Event, ...] = ()
     while True:
         living = alive()
         try:
-            found = events(host, run)
+            # A build tells for hours how far it is: what has not grown is not read again.
+            if size != (size := host.files.stat(path(run)).size):
+                found = events(host, run)
         except FileTrouble:
             found = ()
         for event in found:
