@@ -17,8 +17,9 @@ from agent.host import Host, stops, systemd
 from agent.model import Risk
 from agent.plugin import Action, Condition, Noop, Parameters, Plan, PlanStep, Read, Refuse, Target, Wait
 
-SILENT = 3
-"""A server that is ready with a free slot and gives no token so often will not give one later either."""
+SILENT_S = 120.0
+"""A server that is ready with a free slot and gives no token for so long hangs: one batch may take
+41 s where weights lie in the main memory."""
 PAUSE_S = 1.0
 """Between two questions to an engine that loads or whose slots are all taken."""
 
@@ -102,8 +103,8 @@ def _generates(host: Host, target: Target, seen: Users, starts: dict[str, int], 
         raise HostError(f"{name} went down: {fault}{_advice(target, at_hand)}", code="engine-down")
     if generates(host, target, seen):
         return True
-    if seen.silent >= SILENT:
-        words = f"{name} is ready, and generated no token {seen.silent} times in a row{_advice(target, at_hand)}"
+    if seen.silent_since is not None and host.clock.now().since(seen.silent_since) >= SILENT_S:
+        words = f"{name} is ready, and generated no token for {SILENT_S:g} s{_advice(target, at_hand)}"
         raise HostError(words, code=f"no-token-{name}")
     host.clock.sleep(PAUSE_S)
     return False
