@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from agent.errors import CommandFailed, FileTrouble, HostError
 from agent.host import Host, build_log, builds, process, systemd
@@ -27,6 +27,8 @@ LEAST_MIB = 1024
 """With less than this no compiler comes through."""
 ASK_AGAIN_S = 5.0
 """How often systemd is asked about a unit that still has processes: asking costs more than looking at those."""
+SILENT_S = 120.0
+"""How long systemd may fail to answer before that counts as a failure of the build."""
 TAIL_BYTES = 65536
 LOG_LIMIT = 64 << 20
 WALLS = "/usr/lib/systemd/system/holdfast-build-.service.d/walls.conf"
@@ -119,7 +121,8 @@ class Watch:
     took_s: float = 0.0
     _group: str = ""
     _began: float | None = None
-    _asked: float | None = field(default=None, repr=False)
+    _asked: float | None = None
+    _silent: float | None = None
 
     def ended(self, host: Host) -> bool:
         """Whether it has done its work. Raises HostError with the reason when it has failed or was stopped."""
@@ -127,10 +130,18 @@ class Watch:
         if self._began is None:
             self._began = now
         recently = self._asked is not None and now - self._asked < ASK_AGAIN_S
-        if recently and self._group and process.cgroup_pids(host, self._group):
+        if recently and (self._silent is not None or self._has_processes(host)):
             return False
         self._asked = now
-        state = systemd.unit_state(host, self.unit)
+        try:
+            state = systemd.unit_state(host, self.unit)
+        except CommandFailed:
+            # A build loads the host; that systemd is slow to answer does not end it.
+            self._silent = now if self._silent is None else self._silent
+            if now - self._silent < SILENT_S:
+                return False
+            raise
+        self._silent = None
         self._group = state.control_group
         if state.active_state == "failed":
             raise HostError(self._why(host, state))
@@ -141,6 +152,13 @@ class Watch:
         if state.active_state == "inactive" and not state.job:
             raise HostError(f"{self.words} was stopped: {self.unit} is gone")
         return False
+
+    def _has_processes(self, host: Host) -> bool:
+        """Whether any of its processes is seen; False where that cannot be told."""
+        try:
+            return bool(self._group) and bool(process.cgroup_pids(host, self._group))
+        except FileTrouble:
+            return False
 
     def how_far(self, host: Host) -> tuple[float | None, float | None]:
         """How far it is, percent, and the seconds left: by its own log, and by how long it took last time."""

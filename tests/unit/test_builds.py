@@ -30,7 +30,7 @@ from agent.host.recipe import Recipe
 from agent.model import Json
 from agent.plugin import Command, Plan, Read, Refuse, Target, Wait, WriteFile
 from agent.steps import Performer, StepFailed, by_hand
-from tests.support.fake_host import Directory, FakeHost, Link
+from tests.support.fake_host import Directory, FakeHost, Link, in_turn
 
 COMMIT = "1d7ab2b94abc1d7ab2b94abc1d7ab2b94abc1d7a"
 OTHER = "2" * 40
@@ -536,6 +536,19 @@ def test_systemd_is_not_asked_again_while_compilers_are_seen() -> None:
     host.clock.advance(build_unit.ASK_AGAIN_S)
     part.ended(host)
     assert len(host.run.calls) == 2
+
+
+def test_a_build_is_not_given_up_because_systemd_is_slow_for_a_while() -> None:
+    host = FakeHost.build(commands={"systemctl ...": in_turn(*[CommandFailed("no answer")] * 12, "LoadState=loaded\n")})
+    part = watch()
+    for _ in range(30):
+        assert not part.ended(host)
+        host.clock.advance(build_unit.ASK_AGAIN_S / 2)
+    host.run.answer("systemctl ...", CommandFailed("no answer"))
+    part.ended(host)
+    host.clock.advance(build_unit.SILENT_S + 1)
+    with pytest.raises(CommandFailed):
+        part.ended(host)
 
 
 # --- what is taken over ------------------------------------------------------------------------------------------
