@@ -144,6 +144,7 @@ nvmlDeviceGetComputeRunningProcesses = lambda handle: [Of(pid=7, usedGpuMemory=3
 nvmlDeviceGetGraphicsRunningProcesses = lambda handle: [Of(pid=8, usedGpuMemory=None)]
 nvmlDeviceGetUUID = lambda handle: f"GPU-{handle}"
 nvmlDeviceGetName = lambda handle: "NVIDIA H200"
+nvmlDeviceGetCudaComputeCapability = lambda handle: [9, 0]
 """
 
 
@@ -167,3 +168,4 @@ def test_the_probe_tells_what_pynvml_says(
     assert (answer.code, len(answer.gpus)) == (code, gpus)
     for gpu in answer.gpus:
         assert (gpu.memory_used_bytes, gpu.utilisation_percent, gpu.pids) == (5, None, ((7, 3), (8, None)))
+        assert gpu.compute_capability == "9.0"
