@@ -170,5 +170,5 @@ CHECK = Check(
     due_when_changed=(apt_policy.LISTS, packages.STATUS, packages.UPDATES, holds.FILE, vetoes.FILE, unattended.STAMP),
     unsettled="change",
 )
-"""As root: the log of unattended-upgrades is readable by root and group adm alone. A dpkg that is killed has written its
-journal, and its status file not at all."""
+"""As root: the log of unattended-upgrades is readable by root and group adm alone. A dpkg that is killed has written
+its journal, and its status file not at all."""
