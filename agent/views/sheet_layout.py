@@ -27,7 +27,7 @@ LEADING = 1.08
 """Height of a line, as a multiple of its size."""
 INDENT = 6.0
 """Of what stands below a step's name."""
-PLAIN = ((10.0, 1, 1.0), (9.5, 1, 1.0), (9.0, 1, 1.0), (9.0, 2, 1.0), (8.5, 1, 1.0), (8.5, 2, 1.0))
+PLAIN = ((11.5, 1, 1.0), (10.0, 1, 1.0), (9.5, 1, 1.0), (9.0, 1, 1.0), (9.0, 2, 1.0), (8.5, 1, 1.0), (8.5, 2, 1.0))
 """Sizes, numbers of columns and widths of Courier's letters (1: as they are), the best to read first."""
 DENSE = (*PLAIN, (8.0, 1, 1.0), (8.0, 2, 1.0), (8.5, 2, 0.84), (8.0, 2, 0.84), (8.0, 2, 0.78))
 """The same with names for what is repeated. Nothing smaller than 8 points is legible at arm's length."""
