@@ -32,6 +32,7 @@ def test_ships_the_agreed_layout(unpacked: Path) -> None:
         *(f"usr/lib/systemd/system/holdfast{name}" for name in (
             ".service", "-failed@.service", "-inspect.socket", "-inspect@.service", "-runner.socket",
             "-runner@.service", "-recover.service", "-build-.service.d/walls.conf",
+            "-prove-.service.d/walls.conf",
         )),
         *(f"usr/lib/holdfast/vendor/{name}" for name in ("common", *PYTHONS)),
         *LAUNCHERS,
