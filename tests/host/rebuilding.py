@@ -199,6 +199,7 @@ PLACES = (
     Place("switching", "release.switch"),
     Place("between switch and restart", "release.restart", calls="systemctl stop --no-block llama-server"),
     Place("starting the new one", "release.restart", file=ASKED, says="llama-server.service has started or failed"),
+    Place("proving tokens", "engine.prove", file=ASKED),
     Place("keeping", "release.keep"),
 )
 

@@ -21,6 +21,7 @@ from rebuilding import (
     LINKING,
     PLACES,
     RELEASES,
+    SERVER,
     SOURCE,
     Boot,
     Box,
@@ -50,7 +51,7 @@ def rebuild(box: Box) -> tuple[int, str]:
 
 def then(box: Box, run: str) -> str:
     """What became of a run, and who serves. run: its id, or what following it has printed."""
-    end = box.outcome(run.split()[1] if " " in run else run)
+    end = box.outcome(run.split()[1].rstrip(":") if " " in run else run)
     return f"{end['outcome']}: {end['summary']}; serving {box.serving} ({box.release})"
 
 
@@ -254,9 +255,32 @@ def test_what_dies_only_in_the_unit_is_undone_and_what_dies_later_is_rolled_back
     )
     assert last["data"]["outcome"] == "succeeded", last
     assert make_sure_that_nothing_is_in_between(box) == "b1"
-    told("the new release crash-loops an hour later", "release-failing", then(box, last["run"]))
+    told("the new release crash-loops after it was kept", "release-failing", then(box, last["run"]))
     paged = [page for page in box.scene.pages()[since:] if page.finding == "release-failing"]
     assert paged, [page.finding for page in box.scene.pages()[since:]]
+
+
+def test_a_box_that_copies_one_binary_is_rebuilt_and_rolled_back_too(host: Boot) -> None:
+    box = standin(host)
+    binary = "/usr/local/bin/llama-server"
+    box.host.sh(
+        f"cp {SERVER} {binary}; rm {CURRENT}; sed -i s,{SERVER},{binary}, /etc/systemd/system/llama-server.service; "
+        "systemctl daemon-reload; systemctl restart llama-server"
+    )
+    box.scene.engine.wait_until_generates()
+    box.wants("b2", f'install = "copy"\nbinary = "{binary}"\n')
+    old = box.host.run("sha256sum", binary).stdout
+    box.host.write("/usr/local/sbin/systemctl", GATE_SCRIPT, 0o755)
+    with standing_at(box, at("between switch and restart")) as (run, process):
+        os.kill(process, signal.SIGKILL)
+    ended = lambda: any(record["run"] == run for record in box.scene.ledger("outcome"))  # noqa: E731
+    box.host.wait_for(ended, 180, "the outcome", every=0.3)
+    box.scene.engine.wait_until_generates()
+    assert (box.serving, box.host.run("sha256sum", binary).stdout) == ("b1", old)
+    for verb, tag in (("rebuild-llama-cpp", "b2"), ("rollback-llama-cpp", "b1"), ("rebuild-llama-cpp", "b2")):
+        status, said, _ = box.holdfast("run", verb, "--engine", "chat", "--force")
+        assert (status, box.serving, box.host.exists(CURRENT)) == (0, tag, False), said
+        told(f"install = copy: {verb}", ", ".join(box.releases()), f"serving {tag}")
 
 
 def test_a_repair_takes_the_place_of_a_rehearsal(host: Boot) -> None:
