@@ -13,7 +13,7 @@ COPY = f'install = "copy"\nbinary = "{BINARY}"'
 @pytest.fixture
 def box(host: Boot) -> Box:
     """A host whose unit runs a file that somebody put there by hand, from b1; b2 is configured."""
-    box = standin(host)
+    box = standin(host, restart="always")
     box.host.sh(
         f"install -m 0755 {SERVER} {BINARY}; rm -r {CURRENT} {RELEASES}; "
         f"sed -i 's|{SERVER}|{BINARY}|' /etc/systemd/system/llama-server.service; "
@@ -59,3 +59,14 @@ def test_a_file_that_dies_in_the_unit_is_put_back(box: Box) -> None:
     box.scene.engine.wait_until_generates()
     assert digest(box) == running(box) == first
     assert box.serving == "b1"
+
+
+def test_a_file_that_dies_later_is_rolled_back_by_itself(box: Box) -> None:
+    first = digest(box)
+    box.wants("b8", COPY)
+    status, said, _ = box.holdfast("run", "rebuild-llama-cpp", "--engine", "chat")
+    assert (status, box.serving) == (0, "b8"), said
+    box.host.write("/run/bed-dies", "")
+    box.host.wait_for(lambda: box.serving == "b1", 180, "the way back")
+    box.scene.resolved("release-failing", 120)
+    assert digest(box) == running(box) == first
