@@ -22,10 +22,10 @@ from agent.host import (
 )
 from agent.host.recipe import BUILD_USER, Recipe
 
-WORK_MIB, CUDA_WORK_MIB = 1024, 6144
-"""What sources and objects take: 0.6 GiB on the CPU at b10018, several with CUDA kernels for one or two cards."""
-RELEASE_MIB, CUDA_RELEASE_MIB = 128, 1536
-"""What a release takes: its libraries; CUDA kernels make the largest of them."""
+WORK_MIB, CUDA_WORK_MIB, CARD_WORK_MIB = 1024, 2048, 1024
+"""What source and objects take: 0.6 GiB on the CPU at b10018; CUDA's kernels come once for each kind of card."""
+RELEASE_MIB, CARD_RELEASE_MIB = 128, 512
+"""What a release takes: its libraries, of which that of the kernels grows with each kind of card."""
 GROWTH = 1.25
 """How much more than last time a build may take."""
 RESERVE_MIB = 256
@@ -130,9 +130,10 @@ def _cuda(host: Host, recipe: Recipe, problems: list[str]) -> str:
 
 def _room(host: Host, recipe: Recipe, problems: list[str]) -> str:
     past = builds.last(host, recipe)
-    work_mib = _needed(past.work_bytes if past else 0, CUDA_WORK_MIB if recipe.cuda else WORK_MIB)
+    kinds = max(1, len(toolchain.architectures(host, recipe))) if recipe.cuda else 0
+    work_mib = _needed(past.work_bytes if past else 0, CUDA_WORK_MIB + kinds * CARD_WORK_MIB if kinds else WORK_MIB)
     # Packed and unpacked: the archive lies in the work, the release beside the others.
-    release_mib = _needed(past.release_bytes if past else 0, CUDA_RELEASE_MIB if recipe.cuda else RELEASE_MIB)
+    release_mib = _needed(past.release_bytes if past else 0, RELEASE_MIB + kinds * CARD_RELEASE_MIB)
     words: list[str] = []
     needs = [(builds.CACHE, work_mib + release_mib), (recipe.releases, release_mib)]
     try:
