@@ -11,7 +11,7 @@ import re
 import time
 from dataclasses import dataclass
 
-from rebuilding import Boot, Box, standin
+from rebuilding import Boot, Box, real, standin
 
 SET = re.compile(rb"/(F\d) ([0-9.]+) Tf\n[0-9.]+ 0 0 1 ([0-9.]+) [0-9.]+ Tm\n\((.*)\) Tj")
 COMMAND, WORDS = "F1", "F2"
@@ -104,7 +104,7 @@ def type_in(box: Box, lines: list[Line]) -> None:
 
 
 def test_the_page_of_one_host_typed_on_another_ends_in_the_same_release_that_serves(host: Boot) -> None:
-    one = standin(host)
+    one = real(host)
     page = printed(one, "rebuild-llama-cpp", "--engine", "chat")
     assert pages(page) == 1
     assert b"/MediaBox [0 0 595.28 841.89]" in page
@@ -112,7 +112,7 @@ def test_the_page_of_one_host_typed_on_another_ends_in_the_same_release_that_ser
     status, said, _ = one.holdfast("run", "rebuild-llama-cpp", "--engine", "chat")
     assert (status, one.serving) == (0, "b2"), said
 
-    other = standin(host)
+    other = real(host)
     other.host.run("systemctl", "stop", "holdfast.service")
     other.host.write("/usr/local/bin/curl", CURL, 0o755)
     lines = to_type(page)
