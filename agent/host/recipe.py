@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 BUILD_USER = "holdfast-build"
 """The user that builds; made by the package (sysusers.conf)."""
+_TRUE = frozenset({"1", "ON", "YES", "TRUE", "Y"})
+"""What cmake takes for true (cmake-language(7))."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,9 +36,15 @@ class Recipe:
     @property
     def cuda(self) -> bool:
         """Whether this is a build for NVIDIA cards."""
-        return any(
-            each.partition("=")[0].split(":")[0] == "-DGGML_CUDA" and each.endswith("=ON") for each in self.cmake
-        )
+        return self.option("GGML_CUDA").upper() in _TRUE
+
+    def option(self, name: str) -> str:
+        """What the options of cmake say of a variable, the last one that does; "" for nothing."""
+        for each in reversed(self.cmake):
+            known, _, value = each.removeprefix("-D").partition("=")
+            if known.partition(":")[0] == name:
+                return value
+        return ""
 
     @property
     def server(self) -> str:

@@ -60,18 +60,9 @@ def tool(host: Host, path: str) -> Tool | None:
     return Tool(path, lines[0][:120]) if answer.rc == 0 and lines else None
 
 
-def option(recipe: Recipe, name: str) -> str:
-    """What the recipe's own cmake options say of a variable, "" for nothing."""
-    for each in reversed(recipe.cmake):
-        known, _, value = each.removeprefix("-D").partition("=")
-        if known.partition(":")[0] == name:
-            return value
-    return ""
-
-
 def compiler(recipe: Recipe) -> str:
     """The C++ compiler that cmake takes: the recipe's, else c++."""
-    return option(recipe, "CMAKE_CXX_COMPILER") or "c++"
+    return recipe.option("CMAKE_CXX_COMPILER") or "c++"
 
 
 def generator(host: Host) -> Literal["Ninja", "Unix Makefiles", ""]:
@@ -85,7 +76,7 @@ def cuda(host: Host, recipe: Recipe) -> Toolkit | None:
     """The toolkit that the build would use; None when there is none, or none is needed."""
     if not recipe.cuda:
         return None
-    named = option(recipe, "CMAKE_CUDA_COMPILER")
+    named = recipe.option("CMAKE_CUDA_COMPILER")
     for path in (named,) if named else ("nvcc", *CUDA_PLACES):
         found = tool(host, path)
         if found is not None:
@@ -111,7 +102,7 @@ def architectures(host: Host, recipe: Recipe) -> tuple[str, ...]:
         return ()
     if recipe.architectures:
         return recipe.architectures
-    named = option(recipe, "CMAKE_CUDA_ARCHITECTURES")
+    named = recipe.option("CMAKE_CUDA_ARCHITECTURES")
     if named:
         return tuple(filter(None, re.split(r"[;,]", named)))
     try:
@@ -143,7 +134,7 @@ def cuda_problem(host: Host, recipe: Recipe, kit: Toolkit) -> str:
 
     It needs a C++ compiler that is not too new for it, and cuBLAS, which is a package of its own.
     """
-    named = option(recipe, "CMAKE_CUDA_HOST_COMPILER")
+    named = recipe.option("CMAKE_CUDA_HOST_COMPILER")
     chosen = ["-ccbin", named] if named else []
     argv = [kit.nvcc, *chosen, "-E", "-x", "cu", "-include", "cublas_v2.h", "/dev/null", "-o", "/dev/null"]
     try:

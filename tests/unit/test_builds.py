@@ -228,6 +228,22 @@ def test_a_bare_repository_is_one_too() -> None:
     assert f"--git-dir={SOURCE}" in llama_source.git(host, recipe(), "tag")
 
 
+@pytest.mark.parametrize(
+    ("options", "cuda"),
+    [
+        (("-DGGML_CUDA=ON",), True),
+        (("-DGGML_CUDA:BOOL=on",), True),
+        (("-DGGML_CUDA=1",), True),
+        (("-DGGML_CUDA=OFF",), False),
+        (("-DGGML_CUDA=ON", "-DGGML_CUDA=OFF"), False),
+        (("-DGGML_CUDA_F16=ON",), False),
+        ((), False),
+    ],
+)
+def test_a_build_is_for_cards_when_cmake_would_say_so(options: tuple[str, ...], cuda: bool) -> None:
+    assert recipe(cmake=options).cuda is cuda
+
+
 # --- toolchain ---------------------------------------------------------------------------------------------------
 
 
