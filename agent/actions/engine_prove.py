@@ -63,7 +63,11 @@ def way_out(target: Target) -> str:
     """What a person types to get this engine to generate again."""
     if target.unit is None:
         return "start it where it runs"
-    return f"sudo systemctl restart {target.unit} (or rebuild it for the new driver), then try again"
+    again = f"sudo systemctl restart {target.unit}"
+    if getattr(target.settings, "rebuild", None) is None:
+        return f"{again} (or rebuild it for the new driver), then try again"
+    page = f"holdfast runbook print rebuild-llama-cpp --engine {target.settings.name}"
+    return f"{again} (or rebuild it for the new driver, by hand: {page}), then try again"
 
 
 def _state(host: Host, target: Target) -> tuple[str, str]:
