@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from pydantic import ValidationError
@@ -387,13 +387,12 @@ def crash_words(error: Exception) -> str:
 
 def stand(work: Work, begun: Sequence[Begun]) -> bool:
     """Whether everything is true now that these steps were for, as far as their actions can tell."""
-    for each in begun:
-        action = plugin.actions().get(each.step.use)
-        if action is None or action.stands is None or each.before is None:
+    for each, action, before in _with_actions(begun):
+        if action.stands is None:
             continue
         try:
-            target = _target(work, action, each.parameters, f"step {each.step.name!r}")
-            if not action.stands(work.host, target, target.params, each.before):
+            target = _begun_on(work, action, each)
+            if not action.stands(work.host, target, target.params, before):
                 return False
         except HoldfastError:
             return False
@@ -402,17 +401,28 @@ def stand(work: Work, begun: Sequence[Begun]) -> bool:
 
 def settle(work: Work, begun: Sequence[Begun]) -> None:
     """Do what is left of a run that was cut off and has succeeded. What cannot be done is told, and is no failure."""
-    for each in begun:
-        action = plugin.actions().get(each.step.use)
-        if action is None or action.settle is None or each.before is None:
+    for each, action, before in _with_actions(begun):
+        if action.settle is None:
             continue
         try:
-            target = _target(work, action, each.parameters, f"step {each.step.name!r}")
-            plan = action.settle(work.host, target, target.params, each.before)
+            target = _begun_on(work, action, each)
+            plan = action.settle(work.host, target, target.params, before)
             said = _performer(work, lambda: None, each.index).perform(plan).summary
         except HoldfastError as error:
             said = f"not all of it could be done: {error.message}"
         work.transcript.write("progress", step=each.index, text=f"what was left to do: {said}"[:200])
+
+
+def _with_actions(begun: Sequence[Begun]) -> Iterator[tuple[Begun, Action, Mapping[str, Json]]]:
+    """The steps that noted what was before them, with their actions; one of another version is left out."""
+    for each in begun:
+        action = plugin.actions().get(each.step.use)
+        if action is not None and each.before is not None:
+            yield each, action, each.before
+
+
+def _begun_on(work: Work, action: Action, begun: Begun) -> Target:
+    return _target(work, action, begun.parameters, f"step {begun.step.name!r}")
 
 
 def undone(work: Work, result: Result, begun: Sequence[Begun]) -> Result:
@@ -431,14 +441,13 @@ def undone(work: Work, result: Result, begun: Sequence[Begun]) -> Result:
     def touch() -> None:
         changed.append("")
 
-    for each in reversed(begun):
-        action = plugin.actions().get(each.step.use)
-        if action is None or action.undo is None or each.before is None:
+    for each, action, before in reversed(list(_with_actions(begun))):
+        if action.undo is None:
             continue
         place: dict[str, Json] = {"step": each.index, "name": each.step.name, "use": each.step.use}
         try:
-            target = _target(work, action, each.parameters, f"step {each.step.name!r}")
-            plan = action.undo(work.host, target, target.params, each.before)
+            target = _begun_on(work, action, each)
+            plan = action.undo(work.host, target, target.params, before)
             touched = touched or not any(isinstance(step, Noop) and step.untouched for step in plan.steps)
             done = _performer(work, touch, each.index).perform(plan)
         except StopAsked:

@@ -354,6 +354,13 @@ class Plan:
     before: Mapping[str, Json] | None = None
 
 
+class EngineParameters(Parameters):
+    """What every action on an engine takes; the run must hold that engine."""
+
+    engine: str = Field(min_length=1)
+    """The engine's name; all else about it comes from the configuration."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Action:
     """One action a runbook step may use: it takes names, never commands.

@@ -8,21 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
-
+from agent.actions._building import BuildParameters
 from agent.host import Host, build_needs, builds, llama_source
 from agent.host.recipe import BUILD_USER, of, unfit
 from agent.model import Risk
-from agent.plugin import Action, Parameters, Plan, Read, Refuse, Target
-
-
-class BuildCheckParameters(Parameters):
-    """Which engine, and which commit."""
-
-    engine: str = Field(min_length=1)
-    """The engine's name; how it is built comes from its [engine.rebuild]."""
-    commit: str = Field(default="", pattern=r"^([0-9a-f]{40})?$")
-    """The commit as its full hash; empty: the configured one."""
+from agent.plugin import Action, Plan, Read, Refuse, Target
 
 
 def plan(host: Host, target: Target, params: Any) -> Plan:
@@ -49,4 +39,4 @@ def plan(host: Host, target: Target, params: Any) -> Plan:
     )
 
 
-ACTION = Action(id="build.check", params=BuildCheckParameters, risk=Risk.NONE, plan=plan, unfit=unfit)
+ACTION = Action(id="build.check", params=BuildParameters, risk=Risk.NONE, plan=plan, unfit=unfit)

@@ -12,8 +12,7 @@ import posixpath
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import Field
-
+from agent.actions._building import BuildParameters
 from agent.host import Host, build_options, build_result, build_unit, builds
 from agent.host.build_result import Spent
 from agent.host.build_unit import Limits, Watch
@@ -25,7 +24,6 @@ from agent.plugin import (
     Command,
     Condition,
     Noop,
-    Parameters,
     Plan,
     PlanStep,
     Progress,
@@ -48,15 +46,6 @@ GRACE_S = 60.0
 """How much longer than the unit's own limit is waited for it."""
 GONE = (0, 5)
 """systemctl's status for a unit that is not loaded (any more): as good as stopped."""
-
-
-class BuildCompileParameters(Parameters):
-    """Which engine, and which commit."""
-
-    engine: str = Field(min_length=1)
-    """The engine's name; how it is built comes from its [engine.rebuild]."""
-    commit: str = Field(default="", pattern=r"^([0-9a-f]{40})?$")
-    """The commit as its full hash; empty: the configured one."""
 
 
 class _Build:
@@ -213,4 +202,4 @@ def _summary(build: _Build) -> str:
     return f"{build.name} in {took:.0f} s with {build.granted.jobs} compilers at once; log: {build.log}"
 
 
-ACTION = Action(id="build.compile", params=BuildCompileParameters, risk=Risk.NONE, plan=plan, undo=undo, unfit=unfit)
+ACTION = Action(id="build.compile", params=BuildParameters, risk=Risk.NONE, plan=plan, undo=undo, unfit=unfit)

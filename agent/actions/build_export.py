@@ -9,27 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field
-
+from agent.actions._building import BuildParameters
 from agent.host import Host, builds, llama_source
 from agent.host.recipe import BUILD_USER, Recipe, of, unfit
 from agent.model import Json, Risk
-from agent.plugin import Action, Command, Noop, Parameters, Plan, PlanStep, Read, Refuse, RemoveFile, Target, WriteFile
+from agent.plugin import Action, Command, Noop, Plan, PlanStep, Read, Refuse, RemoveFile, Target, WriteFile
 
 EXPORT_S = 600.0
 """A tree of 200 MB takes a second; on a disk that is cold and busy much longer."""
 REMOVE_S = 300.0
 FOLDER_S = 30.0
 PACKED = "source.tar"
-
-
-class BuildExportParameters(Parameters):
-    """Which engine, and which commit."""
-
-    engine: str = Field(min_length=1)
-    """The engine's name; how it is built comes from its [engine.rebuild]."""
-    commit: str = Field(default="", pattern=r"^([0-9a-f]{40})?$")
-    """The commit as its full hash; empty: the configured one."""
 
 
 def plan(host: Host, target: Target, params: Any) -> Plan:
@@ -84,4 +74,4 @@ def _as_builder(work: str, *argv: str) -> Command:
     return Command(argv, EXPORT_S, user=BUILD_USER, cwd=work, interruptible=True)
 
 
-ACTION = Action(id="build.export", params=BuildExportParameters, risk=Risk.NONE, plan=plan, undo=undo, unfit=unfit)
+ACTION = Action(id="build.export", params=BuildParameters, risk=Risk.NONE, plan=plan, undo=undo, unfit=unfit)

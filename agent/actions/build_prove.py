@@ -13,23 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import Field
-
 from agent.actions import _trial as trial
+from agent.actions._building import BuildParameters
 from agent.errors import HostError
 from agent.host import Host, binary_proof, builds, recipe, releases, unit_command
 from agent.host.recipe import BUILD_USER, Recipe
 from agent.model import Json, Risk
-from agent.plugin import Action, Condition, Noop, Parameters, Plan, Read, Refuse, Target, Wait
-
-
-class BuildProveParameters(Parameters):
-    """Which build."""
-
-    engine: str = Field(min_length=1)
-    """The engine's name."""
-    commit: str = Field(default="", pattern=r"^([0-9a-f]{40})?$")
-    """The commit that was built; empty: the configured one."""
+from agent.plugin import Action, Condition, Noop, Plan, Read, Refuse, Target, Wait
 
 
 @dataclass
@@ -112,7 +102,7 @@ def undo(host: Host, target: Target, params: Any, before: Mapping[str, Json]) ->
 
 ACTION = Action(
     id="build.prove",
-    params=BuildProveParameters,
+    params=BuildParameters,
     risk=Risk.NONE,
     plan=plan,
     undo=undo,

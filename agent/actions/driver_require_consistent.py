@@ -10,21 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
-
 from agent.host import Host, interlock
 from agent.model import Risk
-from agent.plugin import Action, Noop, Parameters, Plan, Read, Refuse, Target
+from agent.plugin import Action, EngineParameters, Noop, Plan, Read, Refuse, Target
 
 AGAIN_S = 300.0
 """A driver is put right by a person or a reboot, so looking again is not urgent."""
-
-
-class DriverRequireConsistentParameters(Parameters):
-    """Which engine is about to be restarted."""
-
-    engine: str = Field(min_length=1)
-    """The engine's name; one that does not use the GPU needs no driver."""
 
 
 def plan(host: Host, target: Target, params: Any) -> Plan:
@@ -42,7 +33,7 @@ def plan(host: Host, target: Target, params: Any) -> Plan:
 
 ACTION = Action(
     id="driver.require_consistent",
-    params=DriverRequireConsistentParameters,
+    params=EngineParameters,
     risk=Risk.NONE,
     plan=plan,
 )

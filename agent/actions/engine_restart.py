@@ -11,21 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field
-
 from agent.actions import _restarting as restarting
 from agent.actions._restarting import STOPPED
 from agent.host import Host, stops, systemd
 from agent.host.systemd import UnitState
 from agent.model import Json, Risk
-from agent.plugin import Action, Noop, Parameters, Plan, PlanStep, Refuse, Target
-
-
-class EngineRestartParameters(Parameters):
-    """Which engine."""
-
-    engine: str = Field(min_length=1)
-    """The engine's name; its unit and its stop grace come from the configuration."""
+from agent.plugin import Action, EngineParameters, Noop, Plan, PlanStep, Refuse, Target
 
 
 def plan(host: Host, target: Target, params: Any) -> Plan:
@@ -86,4 +77,4 @@ def _hands_off(host: Host, state: UnitState) -> Refuse | None:
     return None
 
 
-ACTION = Action(id="engine.restart", params=EngineRestartParameters, risk=Risk.SERVICE, plan=plan, undo=undo)
+ACTION = Action(id="engine.restart", params=EngineParameters, risk=Risk.SERVICE, plan=plan, undo=undo)

@@ -12,24 +12,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from pydantic import Field
-
 from agent.errors import HostError
 from agent.host import Host, driver, interlock, journal, nvml, process, systemd
 from agent.model import Json, Risk
-from agent.plugin import Action, Noop, Parameters, Plan, Read, Target
+from agent.plugin import Action, EngineParameters, Noop, Plan, Read, Target
 
 MAX_THREADS = 64
 """Threads kept; a server has tens, and the transcript is bounded."""
 MAX_MATCHES = 10
 """Known failures kept from the log."""
-
-
-class EvidenceCollectParameters(Parameters):
-    """Whose evidence."""
-
-    engine: str = Field(min_length=1)
-    """The engine's name."""
 
 
 def plan(host: Host, target: Target, params: Any) -> Plan:
@@ -153,4 +144,4 @@ def _nvml(host: Host) -> Json:
     }
 
 
-ACTION = Action(id="evidence.collect", params=EvidenceCollectParameters, risk=Risk.NONE, plan=plan)
+ACTION = Action(id="evidence.collect", params=EngineParameters, risk=Risk.NONE, plan=plan)

@@ -9,24 +9,14 @@ import posixpath
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field
-
+from agent.actions._building import BuildParameters
 from agent.host import Host, builds, recipe, releases
 from agent.model import Json, Risk
-from agent.plugin import Action, Command, Condition, Noop, Parameters, Plan, Refuse, Target, Wait
+from agent.plugin import Action, Command, Condition, Noop, Plan, Refuse, Target, Wait
 
 QUICK_S = 30.0
 SYNC_S = 300.0
 """A CUDA build has up to 2 GB to bring to a slow disk."""
-
-
-class ReleaseInstallParameters(Parameters):
-    """Which build."""
-
-    engine: str = Field(min_length=1)
-    """The engine's name."""
-    commit: str = Field(default="", pattern=r"^([0-9a-f]{40})?$")
-    """The commit that was built; empty: the configured one."""
 
 
 def plan(host: Host, target: Target, params: Any) -> Plan:
@@ -85,7 +75,7 @@ def undo(host: Host, target: Target, params: Any, before: Mapping[str, Json]) ->
 
 ACTION = Action(
     id="release.install",
-    params=ReleaseInstallParameters,
+    params=BuildParameters,
     risk=Risk.NONE,
     plan=plan,
     undo=undo,

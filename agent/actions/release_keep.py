@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from pydantic import Field
-
 from agent.actions.build_export import emptied
 from agent.errors import HostError
 from agent.host import Host, recipe, releases
@@ -22,8 +20,8 @@ from agent.plugin import (
     Action,
     Command,
     Condition,
+    EngineParameters,
     Noop,
-    Parameters,
     Plan,
     PlanStep,
     Refuse,
@@ -36,13 +34,6 @@ from agent.plugin import (
 QUICK_S = 30.0
 REMOVE_S = 300.0
 """Removing a build tree of some gigabytes on a slow disk."""
-
-
-class ReleaseKeepParameters(Parameters):
-    """Which engine."""
-
-    engine: str = Field(min_length=1)
-    """The engine's name; how many releases are kept comes from the configuration."""
 
 
 def plan(host: Host, target: Target, params: Any) -> Plan:
@@ -111,4 +102,4 @@ def _removed(folder: str) -> Command:
     return Command(("rm", "--recursive", "--force", "--one-file-system", "--", folder), REMOVE_S)
 
 
-ACTION = Action(id="release.keep", params=ReleaseKeepParameters, risk=Risk.NONE, plan=plan, unfit=recipe.unfit)
+ACTION = Action(id="release.keep", params=EngineParameters, risk=Risk.NONE, plan=plan, unfit=recipe.unfit)

@@ -10,25 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field
-
 from agent.actions import _restarting as restarting
 from agent.actions import engine_restart
 from agent.host import Host, recipe, releases, systemd
 from agent.model import Json, Risk
-from agent.plugin import Action, Condition, Noop, Parameters, Plan, Refuse, Target, Wait
+from agent.plugin import Action, Condition, EngineParameters, Noop, Plan, Refuse, Target, Wait
 
 FRESH_S = 3600.0
 """A switch older than this is not of the same run as the restart."""
 SEEN_S = 10.0
 """How long a wrapper may take until it runs the server."""
-
-
-class ReleaseRestartParameters(Parameters):
-    """Which engine."""
-
-    engine: str = Field(min_length=1)
-    """The engine's name; its unit and its stop grace come from the configuration."""
 
 
 def plan(host: Host, target: Target, params: Any) -> Plan:
@@ -63,7 +54,7 @@ def undo(host: Host, target: Target, params: Any, before: Mapping[str, Json]) ->
 
 ACTION = Action(
     id="release.restart",
-    params=ReleaseRestartParameters,
+    params=EngineParameters,
     risk=Risk.SERVICE,
     plan=plan,
     undo=undo,

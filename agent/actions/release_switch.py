@@ -20,6 +20,7 @@ from pydantic import Field
 
 from agent.actions import _restarting as restarting
 from agent.actions import release_keep
+from agent.actions._building import BuildParameters
 from agent.actions._proving import Users, generates
 from agent.errors import HostError
 from agent.host import Host, builds, ownership, recipe, releases, systemd
@@ -30,8 +31,8 @@ from agent.plugin import (
     Action,
     Command,
     Condition,
+    EngineParameters,
     Noop,
-    Parameters,
     Plan,
     PlanStep,
     Read,
@@ -51,15 +52,11 @@ PAUSE_S = 1.0
 """An engine whose slots are all taken is looked at so often, to see whether its users get tokens."""
 
 
-class ReleaseSwitchParameters(Parameters):
+class ReleaseSwitchParameters(BuildParameters):
     """To which release."""
 
-    engine: str = Field(min_length=1)
-    """The engine's name."""
     release: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9.+_-]{0,127})?$")
     """A release by its folder's name, or last-proven; empty: the one that the last build made."""
-    commit: str = Field(default="", pattern=r"^([0-9a-f]{40})?$")
-    """The commit that was built; empty: the configured one."""
 
 
 def plan(host: Host, target: Target, params: Any) -> Plan:
@@ -150,7 +147,7 @@ def _readers(host: Host) -> tuple[str, ...]:
 
 def settle(host: Host, target: Target, params: Any, before: Mapping[str, Json]) -> Plan:
     """What release.keep does."""
-    return release_keep.plan(host, target, release_keep.ReleaseKeepParameters(engine=params.engine))
+    return release_keep.plan(host, target, EngineParameters(engine=params.engine))
 
 
 class _Seen:
