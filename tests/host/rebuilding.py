@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bed import BootedHost, builder, llama_unit, repository
-from cutting import GATE, holder, in_flight
+from cutting import GATE, GATE_SCRIPT, holder, in_flight
 from spine import Watched, installed
 
 Boot = Callable[..., BootedHost]
@@ -195,13 +195,19 @@ PLACES = (
     Place("compiling", "build.compile", file=COMPILING),
     Place("linking", "build.compile", file=LINKING),
     Place("proving the new binary", "build.prove", file=ASKED),
-    Place("installing", "release.install"),
-    Place("switching", "release.switch"),
+    Place("installing", "release.install", calls="sync --file-system"),
+    Place("switching", "release.switch", calls=f"ln --symbolic --force --no-target-directory -- {RELEASES}/b2"),
     Place("between switch and restart", "release.restart", calls="systemctl stop --no-block llama-server"),
     Place("starting the new one", "release.restart", file=ASKED, says="llama-server.service has started or failed"),
     Place("proving tokens", "engine.prove", file=ASKED),
-    Place("keeping", "release.keep"),
+    Place("keeping", "release.keep", calls="rm --force -- /opt/llama.cpp/.current.back"),
 )
+
+
+def prepare(box: Box) -> None:
+    """Put the gates in place at which a run can be held."""
+    for name in ("systemctl", "sync", "ln", "rm"):
+        box.host.write(f"/usr/local/sbin/{name}", GATE_SCRIPT, 0o755)
 
 
 @contextlib.contextmanager
