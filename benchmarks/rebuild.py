@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """What a rebuild through Holdfast costs beside the same cmake by hand: time, ccache, service, memory. See README.md.
 
-One booted host with the real llama.cpp source and compiler. Each round builds one commit four times: through Holdfast
-and by hand with the very same cmake words, each with an empty ccache of its own and with the one it has just filled.
+One booted host with the real llama.cpp source and compiler. One commit is built again and again, through Holdfast and
+by hand: in the same folder, as the same user, with the very words of cmake, from an empty ccache and from a full one.
 
-    benchmarks/rebuild.py [--rounds 1] [--standin]
+    benchmarks/rebuild.py [--cold 1] [--warm 5] [--standin]
     benchmarks/rebuild.py --render      write the table again from the figures
 """
 
@@ -31,18 +31,16 @@ from rebuilding import BUILDS, Box, real, standin
 
 RESULTS = Path(__file__).with_name("results")
 WORK = f"{BUILDS}/work"
-PLAIN = "/var/tmp/plain"  # noqa: S108 - in the host
-PLAIN_S = 7200
+BUILD_S = 7200
 TIMER = """
 import json, os, resource, shlex, subprocess, sys, time
-began, log = time.perf_counter(), open("/var/tmp/plain.log", "w")
+began, log = time.perf_counter(), open("by-hand.log", "w")
 for words in sys.argv[1:]:
     done = subprocess.run(shlex.split(words), stdout=log, stderr=log)
     assert done.returncode == 0, words
 usage = resource.getrusage(resource.RUSAGE_CHILDREN)
 print(json.dumps([time.perf_counter() - began, usage.ru_utime + usage.ru_stime]))
 """
-KINDS = ("cold", "warm")
 
 
 @contextlib.contextmanager
@@ -72,7 +70,7 @@ def through_holdfast(box: Box) -> dict[str, Any]:
         host.wait_for(lambda: len(probes.successes()) > 10, 60, "answers")
         began = probes.successes()[-1]
         since = host.sh("date +%s").strip()
-        status, said, took = box.holdfast("run", "rebuild-llama-cpp", "--engine", "chat", "--force", timeout=PLAIN_S)
+        status, said, took = box.holdfast("run", "rebuild-llama-cpp", "--engine", "chat", "--force", timeout=BUILD_S)
         if status != 0:
             raise BedError(f"the rebuild failed: {said}")
         host.wait_for(lambda: probes.successes()[-1] > began + took, 60, "answers")
@@ -100,45 +98,57 @@ def cpu_seconds(words: str) -> float:
 
 
 def by_hand(box: Box, run: str) -> dict[str, Any]:
-    """What that run built, with the same words of cmake, in another folder, as root and with nothing around it."""
+    """What that run built, with its words of cmake, in its place and as its user, with nothing around it."""
     host = box.host
     lines = [line for event in box.transcript(run) for line in event["data"].get("lines", ())]
     words = [shlex.split(line) for line in lines if line.startswith("systemd-run") and " -- cmake " in line]
-    cmake = [shlex.join(each[each.index("--") + 1 :]).replace(WORK, PLAIN) for each in words]
+    cmake = [shlex.join(each[each.index("--") + 1 :]) for each in words]
     if len(cmake) != 2:
         raise BedError(f"not two builds in the plan: {lines}")
-    commit = box.commits[box.serving]
     host.sh(
-        f"rm -rf {PLAIN}/src {PLAIN}/build; mkdir -p {PLAIN}/src {PLAIN}/ccache; "
-        f"git -c safe.directory='*' -C {box.source} archive {commit} | tar -x -C {PLAIN}/src",
-        timeout=120,
+        f"cd {WORK}; rm -rf src build tmp; mkdir src tmp ccache 2>/dev/null || true; "
+        f"git -c safe.directory='*' --git-dir={git_dir(box)} archive {box.commits[box.serving]} | tar -x -C src; "
+        f"chown -R holdfast-build: {WORK}",
+        timeout=300,
     )
-    timer = ("env", f"CCACHE_DIR={PLAIN}/ccache", "CCACHE_MAXSIZE=2G", "python3", "-IS", "-c", TIMER)
-    wall, cpu = json.loads(host.run(*timer, *cmake, timeout=PLAIN_S).stdout)
+    setting = (f"CCACHE_DIR={WORK}/ccache", "CCACHE_MAXSIZE=2G", f"HOME={WORK}", "LC_ALL=C")
+    as_builder = ("runuser", "-u", "holdfast-build", "--", "env", "-C", WORK, *setting)
+    wall, cpu = json.loads(host.run(*as_builder, "python3", "-IS", "-c", TIMER, *cmake, timeout=BUILD_S).stdout)
+    host.sh(f"cd {WORK}; rm -rf src build tmp", timeout=300)
     return {"build_s": wall, "cpu_s": cpu, "load": round(os.getloadavg()[0], 1)}
 
 
-def measure(rounds: int, *, small: bool) -> None:
-    """Every round on a host of its own, and write figures and table."""
+def git_dir(box: Box) -> str:
+    """Where the host's repository is, with a work tree or without."""
+    inside = f"{box.source}/.git"
+    return inside if box.host.exists(inside) else box.source
+
+
+def measure(cold: int, warm: int, *, small: bool) -> None:
+    """Every build on one host, and write figures and table."""
     figures: dict[str, Any] = {
         "setting": {
             "began": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
             "cores": os.cpu_count(),
             "source": "the stand-in" if small else "llama.cpp",
         },
-        "rounds": [],
+        "cold": [],
+        "warm": [],
     }
     bed = ensure()
-    for number in range(rounds):
-        with contextlib.ExitStack() as stack:
-            box = (standin if small else real)(lambda **words: stack.enter_context(bed.boot(**words)))
+    with contextlib.ExitStack() as stack:
+        box = (standin if small else real)(lambda **words: stack.enter_context(bed.boot(**words)))
+        if not cold:
+            through_holdfast(box)  # what the bed's own ccache lacks is filled in
+        for number in range(cold + warm):
+            kind = "cold" if number < cold else "warm"
             row: dict[str, Any] = {}
-            box.host.sh(f"rm -rf {WORK}/ccache {PLAIN}")
-            for kind in KINDS:
-                ours = through_holdfast(box)
-                row[kind] = {"holdfast": ours, "hand": by_hand(box, str(ours["run"]))}
-                print(f"round {number + 1}, {kind}: {json.dumps(row[kind])}", flush=True)
-            figures["rounds"].append(row)
+            for who in ("holdfast", "hand"):
+                if kind == "cold":
+                    box.host.sh(f"rm -rf {WORK}/ccache")
+                row[who] = through_holdfast(box) if who == "holdfast" else by_hand(box, str(row["holdfast"]["run"]))
+            figures[kind].append(row)
+            print(f"{kind}: {json.dumps(row)}", flush=True)
     save(figures)
 
 
@@ -151,62 +161,64 @@ def save(figures: dict[str, Any]) -> None:
 
 def table(figures: dict[str, Any]) -> str:
     """The figures as a page."""
-    rounds, setting = figures["rounds"], figures["setting"]
+    setting = figures["setting"]
+    kinds = [kind for kind in ("cold", "warm") if figures[kind]]
 
     def median(kind: str, who: str, what: str) -> float:
-        return statistics.median(float(row[kind][who][what]) for row in rounds)
+        return statistics.median(float(row[who][what]) for row in figures[kind])
 
     def ratio(kind: str, what: str) -> float:
-        return statistics.median(row[kind]["holdfast"][what] / row[kind]["hand"][what] for row in rounds)
+        return statistics.median(row["holdfast"][what] / row["hand"][what] for row in figures[kind])
 
-    loads = sorted(row[kind][who]["load"] for row in rounds for kind in KINDS for who in ("holdfast", "hand"))
+    loads = sorted(row[who]["load"] for kind in kinds for row in figures[kind] for who in ("holdfast", "hand"))
     lines = [
         "# A rebuild through Holdfast, and the same cmake by hand",
         "",
-        f"{setting['began']}, {setting['cores']} cores, {setting['source']} for the CPU, medians of {len(rounds)}.",
-        f"Load of the machine meanwhile: {loads[0]:.1f} to {loads[-1]:.1f}. Holdfast builds with the lowest priority,",
-        "so other work on the machine makes its wall time longer; CPU time tells what it adds itself.",
+        f"{setting['began']}, {setting['cores']} cores, {setting['source']} for the CPU; medians, ratios pair by pair.",
+        f"Load of the machine meanwhile: {loads[0]:.1f} to {loads[-1]:.1f}. Wall times grow with what other work makes,",
+        "the more so as Holdfast builds with the lowest priority; CPU time hardly does.",
         "",
-        "| ccache | wall, Holdfast | by hand | ratio | CPU, Holdfast | by hand | ratio |",
-        "|---|---|---|---|---|---|---|",
+        "| ccache | builds | wall, Holdfast | by hand | ratio | CPU, Holdfast | by hand | ratio |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for kind in KINDS:
-        cells = []
+    for kind in kinds:
+        cells = [str(len(figures[kind]))]
         for what in ("build_s", "cpu_s"):
             cells += [f"{median(kind, who, what):.1f} s" for who in ("holdfast", "hand")] + [f"{ratio(kind, what):.3f}"]
         lines.append(f"| {kind} | {' | '.join(cells)} |")
-    warm = statistics.median(row["warm"]["holdfast"]["build_s"] / row["cold"]["holdfast"]["build_s"] for row in rounds)
     lines += [
         "",
-        "| of a rebuild through Holdfast | cold | warm |",
-        "|---|---|---|",
-        *(
-            f"| {words} | {median('cold', 'holdfast', what) * by:.1f} {unit} "
-            f"| {median('warm', 'holdfast', what) * by:.1f} {unit} |"
-            for words, what, by, unit in (
-                ("the whole run, from the command to the proof", "all_s", 1.0, "s"),
-                ("its step that builds, packs and unpacks", "step_s", 1.0, "s"),
-                ("without service at the switch", "without_service_s", 1.0, "s"),
-                ("the runner's memory at most", "runner_kib", 1 / 1024, "MiB"),
-            )
-        ),
-        "",
-        f"Warm to cold: {warm:.3f}. Probes for the service: a completion of one token every 0.1 s.",
+        f"| of a rebuild through Holdfast | {' | '.join(kinds)} |",
+        "|---" * (len(kinds) + 1) + "|",
     ]
-    return "\n".join(lines) + "\n"
+    for words, what, by, unit in (
+        ("the whole run, from the command to the proof", "all_s", 1.0, "s"),
+        ("its step that builds, packs and unpacks", "step_s", 1.0, "s"),
+        ("without service at the switch", "without_service_s", 1.0, "s"),
+        ("the runner's memory at most", "runner_kib", 1 / 1024, "MiB"),
+    ):
+        values = " | ".join(f"{median(kind, 'holdfast', what) * by:.1f} {unit}" for kind in kinds)
+        lines.append(f"| {words} | {values} |")
+    if len(kinds) == 2:
+        lines += [
+            "",
+            f"Warm to cold: {median('warm', 'holdfast', 'build_s') / median('cold', 'holdfast', 'build_s'):.3f}.",
+        ]
+    return "\n".join([*lines, "", "Probes for the service: a completion of one token every 0.1 s."]) + "\n"
 
 
 def main() -> None:
     """Measure, or render what was measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--cold", type=int, default=1, help="builds from an empty ccache, minutes each")
+    parser.add_argument("--warm", type=int, default=5, help="builds from a full one, seconds each")
     parser.add_argument("--standin", action="store_true", help="a source that builds in a second, to try this program")
     parser.add_argument("--render", action="store_true", help="only write the table again")
     options = parser.parse_args()
     if options.render:
         save(json.loads((RESULTS / "rebuild.json").read_text(encoding="utf-8")))
     else:
-        measure(options.rounds, small=options.standin)
+        measure(options.cold, options.warm, small=options.standin)
 
 
 if __name__ == "__main__":
