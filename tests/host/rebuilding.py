@@ -76,6 +76,12 @@ class Box:
         """Everything below the folder of the releases, hidden names too."""
         return sorted(self.host.run("ls", "-A", RELEASES).stdout.split())
 
+    def compiled(self) -> tuple[int, int]:
+        """How many objects were compiled here, and how many came from ccache."""
+        said = self.host.sh(f"CCACHE_DIR={builder.WORK}/ccache ccache --print-stats")
+        counts = {name: int(number) for name, _, number in (line.partition("\t") for line in said.splitlines())}
+        return counts["cache_miss"], counts["direct_cache_hit"] + counts["preprocessed_cache_hit"]
+
     def transcript(self, run: str = "") -> list[dict[str, Any]]:
         """The events of a run, of the newest one unless it is named."""
         if not run:
@@ -117,6 +123,7 @@ def real(
     box = _watched(booted, repository.commits(repository.real()), builder.SOURCE, builder.CMAKE, name, unit)
     booted.sh(
         f"mkdir -p {builder.WORK}/ccache; cp -a {builder.CCACHE}/. {builder.WORK}/ccache/; "
+        f"CCACHE_DIR={builder.WORK}/ccache ccache --quiet --zero-stats; "
         f"chown -R holdfast-build: {builder.WORK}; chmod 700 {builder.WORK}"
     )
     box.wants(wanted, more, mode=mode)
@@ -172,7 +179,8 @@ class Place:
     """Somewhere in a run of rebuild-llama-cpp.
 
     step: what its step uses. says: what else its transcript says there. file: what makes it stand still there while it
-    exists, "" where it is cut as soon as it says so. calls: the command that is held instead (see cutting).
+    exists, "" where it is cut as soon as it says so. calls: the command that is held instead (see cutting). after: the
+    step at whose start the gate is closed, where an earlier one would stand at it.
     """
 
     name: str
@@ -180,6 +188,7 @@ class Place:
     file: str = ""
     says: str = ""
     calls: str = ""
+    after: str = ""
 
     @property
     def nothing_is_switched(self) -> bool:
@@ -198,9 +207,15 @@ PLACES = (
     Place("installing", "release.install", calls="sync --file-system"),
     Place("switching", "release.switch", calls=f"ln --symbolic --force --no-target-directory -- {RELEASES}/b2"),
     Place("between switch and restart", "release.restart", calls="systemctl stop --no-block llama-server"),
-    Place("starting the new one", "release.restart", file=ASKED, says="llama-server.service has started or failed"),
-    Place("proving tokens", "engine.prove", file=ASKED),
-    Place("keeping", "release.keep", calls="rm --force -- /opt/llama.cpp/.current.back"),
+    Place(
+        "starting the new one",
+        "release.restart",
+        file=ASKED,
+        says="llama-server.service has started or failed",
+        after="release.switch",
+    ),
+    Place("proving tokens", "engine.prove", file=ASKED, after="release.switch"),
+    Place("keeping", "release.keep", calls="rm --recursive --force --one-file-system", after="engine.prove"),
 )
 
 
@@ -214,11 +229,9 @@ def prepare(box: Box) -> None:
 def standing_at(box: Box, place: Place) -> Iterator[tuple[str, int]]:
     """A run by hand that stands at this place: its id, and its process numbered as on this machine."""
     host = box.host
-    if place.calls:
-        host.write(GATE, place.calls)
-    late = place.file == ASKED and not place.nothing_is_switched  # else the proof before it would stand there
-    if place.file and not late:
-        host.write(place.file, "")
+    gate, words = (GATE, place.calls) if place.calls else (place.file, "")
+    if gate and not place.after:
+        host.write(gate, words)
     before = box.newest()
     asked = host.popen("holdfast", "run", "rebuild-llama-cpp", "--engine", "chat", "--force")
     run = host.wait_for(lambda: (begun := in_flight(host)) != before and begun, 60, "a run", every=0.01)
@@ -232,9 +245,9 @@ def standing_at(box: Box, place: Place) -> Iterator[tuple[str, int]]:
         return bool(began) and any(says in line for line in lines[began[0] :])
 
     try:
-        if late:
-            host.wait_for(lambda: at("release.switch"), 120, "the switch", every=0.001)
-            (host.root / place.file.lstrip("/")).touch()
+        if place.after:
+            host.wait_for(lambda: at(place.after), 120, place.after, every=0.001)
+            (host.root / gate.lstrip("/")).write_text(words, encoding="utf-8")
         host.wait_for(lambda: at(place.step, place.says), 120, f"the run to stand at {place.name}", every=0.001)
         if place.calls:
             host.wait_for(lambda: host.exists(f"{GATE}.reached"), 60, f"the run to call {place.calls}")

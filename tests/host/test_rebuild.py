@@ -67,6 +67,9 @@ def test_from_one_commit_to_another_and_back_with_no_more_downtime_than_a_restar
         _, rollback = timed("run", "rollback-llama-cpp")
         assert make_sure_that_nothing_is_in_between(box) == "b1"
     assert rehearsal < 2.0, "a rehearsal disturbs nobody"
+    compiled, cached = box.compiled()
+    print(f"\n{compiled} objects were compiled, {cached} came from ccache")
+    assert compiled < 20 < cached, "the bed compiles with the words with which Holdfast does"
     for gap in (rebuild, rollback):
         assert gap < 2 * restart + 1.0, (restart, rebuild, rollback)
 
