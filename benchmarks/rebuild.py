@@ -175,7 +175,7 @@ def table(figures: dict[str, Any]) -> str:
         "# A rebuild through Holdfast, and the same cmake by hand",
         "",
         f"{setting['began']}, {setting['cores']} cores, {setting['source']} for the CPU; medians, ratios pair by pair.",
-        f"Load of the machine meanwhile: {loads[0]:.1f} to {loads[-1]:.1f}. Wall times grow with what other work makes,",
+        f"Load of the machine meanwhile: {loads[0]:.1f} to {loads[-1]:.1f}. Wall times grow with what else runs,",
         "the more so as Holdfast builds with the lowest priority; CPU time hardly does.",
         "",
         "| ccache | builds | wall, Holdfast | by hand | ratio | CPU, Holdfast | by hand | ratio |",
