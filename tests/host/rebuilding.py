@@ -123,7 +123,7 @@ def real(
     box = _watched(booted, repository.commits(repository.real()), builder.SOURCE, builder.CMAKE, name, unit)
     booted.sh(
         f"mkdir -p {builder.WORK}/ccache; cp -a {builder.CCACHE}/. {builder.WORK}/ccache/; "
-        f"CCACHE_DIR={builder.WORK}/ccache ccache --quiet --zero-stats; "
+        f"CCACHE_DIR={builder.WORK}/ccache ccache --zero-stats >/dev/null; "
         f"chown -R holdfast-build: {builder.WORK}; chmod 700 {builder.WORK}"
     )
     box.wants(wanted, more, mode=mode)
