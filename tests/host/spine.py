@@ -88,8 +88,11 @@ class Watched:
         values = {"mode": "act", "engine": "", "more": "", "url": self.inbox.url, **self.configuration}
         if "[rehearsal]" not in values["more"]:
             values["more"] += NO_REHEARSAL
-        self.host.write("/etc/holdfast/holdfast.toml", CONFIGURATION.format(**values), mode=0o640)
-        self.host.sh("chgrp holdfast /etc/holdfast/holdfast.toml; systemctl reload-or-restart holdfast")
+        # In one step: the daemon may still be at an earlier reload, and must not meet a file it cannot read.
+        self.host.write("/etc/holdfast/.new.toml", CONFIGURATION.format(**values), mode=0o640)
+        self.host.sh(
+            "cd /etc/holdfast; chgrp holdfast .new.toml; mv .new.toml holdfast.toml\nsystemctl reload-or-restart holdfast"
+        )
 
     def pages(self) -> list[Page]:
         """Everything that reached the pager, in order of arrival."""
