@@ -90,9 +90,8 @@ class Watched:
             values["more"] += NO_REHEARSAL
         # In one step: the daemon may still be at an earlier reload, and must not meet a file it cannot read.
         self.host.write("/etc/holdfast/.new.toml", CONFIGURATION.format(**values), mode=0o640)
-        self.host.sh(
-            "cd /etc/holdfast; chgrp holdfast .new.toml; mv .new.toml holdfast.toml\nsystemctl reload-or-restart holdfast"
-        )
+        self.host.sh("cd /etc/holdfast; chgrp holdfast .new.toml; mv .new.toml holdfast.toml")
+        self.host.run("systemctl", "reload-or-restart", "holdfast")
 
     def pages(self) -> list[Page]:
         """Everything that reached the pager, in order of arrival."""
