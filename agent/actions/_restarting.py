@@ -106,9 +106,12 @@ def stop(host: Host, target: Target, state: UnitState, before: Mapping[str, Json
 
 
 def kill(unit: str, group: str, grace_s: float) -> list[PlanStep]:
-    """Wait for the grace, kill what is left, and make sure that nothing is."""
-    by_hand = ("systemd-cgls", "--unit", unit)
-    empty = Condition(f"{unit} has no process left", lambda host: not processes(host, group), by_hand)
+    """Wait for the grace, kill what is left, and make sure that nothing is. group: "" for the unit's of that moment."""
+    empty = Condition(
+        f"{unit} has no process left",
+        lambda host: not processes(host, group or systemd.unit_state(host, unit).control_group),
+        ("systemd-cgls", "--unit", unit),
+    )
     # systemctl kill fails when the last process has just gone (1); the wait that follows is what counts.
     killed = Command(("systemctl", "kill", "--signal=SIGKILL", unit), SYSTEMCTL_S, accept=(0, 1))
     why = f"processes of {unit} survive SIGKILL: D state, the GPU or a disk hangs; not started on top of them"
@@ -209,22 +212,13 @@ def renew(host: Host, target: Target, state: UnitState, before: Mapping[str, Jso
         ("systemctl", "show", "--property=ActiveState", unit),
     )
     free = Condition(f"no operator has stopped {unit}", lambda host: nobody_stopped(host, unit, before))
-    gone = Condition(
-        f"{unit} has no process left",
-        lambda host: not processes(host, group or systemd.unit_state(host, unit).control_group),
-        ("systemd-cgls", "--unit", unit),
-    )
-    killed = Command(("systemctl", "kill", "--signal=SIGKILL", unit), SYSTEMCTL_S, accept=(0, 1))
-    why = f"processes of {unit} survive SIGKILL: D state, the GPU or a disk hangs; not started on top of them"
     pids = tuple(int(pid) for pid in before.get("pids") or ())
     return [
         Wait(settled, SETTLE_S, why=f"{unit} does not finish ending", code="stop-unfinished"),
         Wait(free, 0.0, why=f"{unit} was stopped by an operator, so it stays as it is", code="operator-stopped"),
         note(unit, entry),
         Command(("systemctl", "stop", "--no-block", unit), SYSTEMCTL_S),
-        Wait(gone, target.settings.stop_grace_s, on_timeout=killed),
-        Wait(gone, KILL_S, why=why, code="gpu-hung"),
-        Wait(ended(unit), KILL_S, why=f"systemd does not finish stopping {unit}", code="stop-unfinished"),
+        *kill(unit, group, target.settings.stop_grace_s),
         note(unit, entry),
         *start(host, target, before, pids),
     ]

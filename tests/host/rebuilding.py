@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import posixpath
 import re
 import subprocess
 import time
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bed import BootedHost, builder, llama_unit, repository
+from bed.builder import WORK
 from cutting import GATE, GATE_SCRIPT, holder, in_flight
 from spine import Watched, installed
 
@@ -21,7 +23,7 @@ CURRENT = "/opt/llama.cpp/current"
 SERVER = f"{CURRENT}/bin/llama-server"
 SOURCE = "/opt/llama.cpp/source"
 RUNS = "/var/lib/holdfast-runner/runs"
-BUILDS = "/var/cache/holdfast-build/chat"
+BUILDS = posixpath.dirname(WORK)
 STATE = "/var/lib/holdfast-runner/releases/chat.json"
 TABLE = """\
 stop_grace_s = 3
@@ -78,7 +80,7 @@ class Box:
 
     def compiled(self) -> tuple[int, int]:
         """How many objects were compiled here, and how many came from ccache."""
-        said = self.host.sh(f"CCACHE_DIR={builder.WORK}/ccache ccache --print-stats")
+        said = self.host.sh(f"CCACHE_DIR={WORK}/ccache ccache --print-stats")
         counts = {name: int(number) for name, _, number in (line.partition("\t") for line in said.splitlines())}
         return counts["cache_miss"], counts["direct_cache_hit"] + counts["preprocessed_cache_hit"]
 
@@ -122,9 +124,9 @@ def real(
     name = _release(booted, repository.commits(repository.real())["b1"], f"cp -a {builder.RELEASE} bin")
     box = _watched(booted, repository.commits(repository.real()), builder.SOURCE, builder.CMAKE, name, unit)
     booted.sh(
-        f"mkdir -p {builder.WORK}/ccache; cp -a {builder.CCACHE}/. {builder.WORK}/ccache/; "
-        f"CCACHE_DIR={builder.WORK}/ccache ccache --zero-stats >/dev/null; "
-        f"chown -R holdfast-build: {builder.WORK}; chmod 700 {builder.WORK}"
+        f"mkdir -p {WORK}/ccache; cp -a {builder.CCACHE}/. {WORK}/ccache/; "
+        f"CCACHE_DIR={WORK}/ccache ccache --zero-stats >/dev/null; "
+        f"chown -R holdfast-build: {WORK}; chmod 700 {WORK}"
     )
     box.wants(wanted, more, mode=mode)
     box.scene.wait_ready()
@@ -277,7 +279,7 @@ def what_is_left(box: Box) -> str:
     unit = host.unit("holdfast-build-chat.service", "ActiveState").get("ActiveState", "")
     hidden = [name for name in box.releases() if name.startswith(".")]
     others = [name for name in box.releases() if not name.startswith(".")]
-    work = host.run("ls", f"{BUILDS}/work", check=False).stdout.split()
+    work = host.run("ls", WORK, check=False).stdout.split()
     return (
         f"current is {box.release}; releases {', '.join(others)}; staging {', '.join(hidden) or 'none'}; "
         f"work {' '.join(work) or 'none'}; build unit {unit}"
@@ -291,7 +293,7 @@ def make_sure_that_nothing_is_in_between(box: Box) -> str:
     serving = box.serving
     assert box.release.startswith(f"{serving}-"), (serving, box.release)
     assert not [name for name in box.releases() if name.startswith(".")], box.releases()
-    work = host.run("ls", f"{BUILDS}/work", check=False).stdout.split()
+    work = host.run("ls", WORK, check=False).stdout.split()
     assert not {"src", "build"} & set(work), work
     state = host.unit("holdfast-build-chat.service", "ActiveState", "LoadState")
     assert state["ActiveState"] == "inactive", state

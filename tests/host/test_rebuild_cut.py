@@ -13,6 +13,7 @@ import signal
 import time
 
 import pytest
+from bed.builder import WORK
 from cutting import outcomes
 from rebuilding import (
     BUILDS,
@@ -130,13 +131,11 @@ def test_a_disk_that_gets_full_while_it_is_linked_and_a_home_that_cannot_be_writ
     told("disk full while linking", left, then(box, said))
     machine.sh(f"umount {BUILDS}")
 
-    machine.sh(
-        f"mkdir -p {BUILDS}/work/home; mount --bind {BUILDS}/work {BUILDS}/work; mount -o remount,bind,ro {BUILDS}/work"
-    )
+    machine.sh(f"mkdir -p {WORK}/home; mount --bind {WORK} {WORK}; mount -o remount,bind,ro {WORK}")
     status, said = rebuild(box)
     assert status in (2, 77), said
     assert "Read-only file system" in said or "read-only" in said, said
-    machine.sh(f"umount {BUILDS}/work")
+    machine.sh(f"umount {WORK}")
     assert make_sure_that_nothing_is_in_between(box) == "b1"
     told("the build user's home cannot be written", "nothing was begun", then(box, said))
     status, said = rebuild(box)
@@ -151,7 +150,7 @@ def test_what_is_missing_is_said_at_once_and_nothing_is_touched(host: Boot) -> N
         status, said = rebuild(box)
         assert (status, [word for word in words if word not in said]) == (77, []), said
         assert box.host.sh(f"ls -lAR {RELEASES} {CURRENT}") == before
-        assert not box.host.exists(f"{BUILDS}/work/src")
+        assert not box.host.exists(f"{WORK}/src")
         assert box.serving == "b1"
         told(where, "nothing was begun", then(box, said))
 
